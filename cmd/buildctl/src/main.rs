@@ -1,0 +1,3 @@
+//! The `castor-buildctl` binary.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The `castor-buildkitd` binary.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The `castor-cli` binary.
+
+fn main() {}
