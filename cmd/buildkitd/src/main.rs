@@ -1,3 +1,9 @@
-//! The `castor-buildkitd` binary.
+//! `buildkitd`: castor's daemon under the name its users' tools call.
 
-fn main() {}
+mod config;
+mod flags;
+
+fn main() {
+    let flags = flags::Flags::from_env();
+    println!("{flags:?} {:?}", config::load(std::path::Path::new("/x"), false));
+}

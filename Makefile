@@ -1,0 +1,53 @@
+# castor's commands. `make demo` and `make test` are the two a newcomer needs; each does all its own set-up.
+
+CARGO ?= cargo
+DEBIAN_PACKAGES := runc docker-registry busybox-static git ca-certificates
+
+.PHONY: demo test check fmt clippy layers docs deny bench interop setup regenerate
+
+## demo: compile a Go program on an eStargz base image of which only a part is ever fetched
+demo: setup
+	$(CARGO) build --release -p castor-buildkitd -p castor-buildctl -p castor-integration --bins
+	$(CARGO) run --release -q -p castor-integration --bin demo
+
+## test: unit, property and integration tests; needs root (mounts, containers)
+test: setup
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace --no-fail-fast
+
+## check: what must hold before a change lands
+check: fmt clippy layers docs deny
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+layers:
+	$(CARGO) test -q -p castor-integration --test layers
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+deny:
+	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny@0.20.2
+	$(CARGO) deny check bans licenses sources
+
+## bench: times through the relay; nothing in it is asserted by a test
+bench: setup
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) run --release -q -p castor-integration --bin bench
+
+## interop: castor beside the real programs: make interop BUILDCTL=… BUILDKITD=… [BUILDX=…]
+interop: setup
+	$(CARGO) build --workspace --bins
+	$(CARGO) run -q -p castor-integration --bin interop -- --buildctl "$(BUILDCTL)" --buildkitd "$(BUILDKITD)" --buildx "$(BUILDX)"
+
+## regenerate: the wire types from proto/
+regenerate:
+	$(CARGO) run -p castor-proto --example regenerate
+
+# Installs what is missing, and only then: a machine that has it all needs no network.
+setup:
+	@scripts/setup $(DEBIAN_PACKAGES)
