@@ -251,7 +251,8 @@ impl<'de> Deserialize<'de> for DiskSpace {
 
 /// Parses `512`, `10GB` (binary multiples, as Docker reads them) or `30%`.
 pub fn parse_disk_space(text: &str) -> Result<DiskSpace> {
-    let bad = || anyhow::anyhow!("invalid disk space {text:?}: want bytes, a size such as 10GB, or a share such as 30%");
+    let bad =
+        || anyhow::anyhow!("invalid disk space {text:?}: want bytes, a size such as 10GB, or a share such as 30%");
     if let Some(percent) = text.strip_suffix('%') {
         return Ok(DiskSpace::Percent(percent.parse().map_err(|_| bad())?));
     }

@@ -2,8 +2,11 @@
 
 mod config;
 mod flags;
+mod lock;
+mod settings;
 
 fn main() {
+    let _ = (lock::RootLock::acquire, settings::Settings::new);
     let flags = flags::Flags::from_env();
     println!("{flags:?} {:?}", config::load(std::path::Path::new("/x"), false));
 }

@@ -1,0 +1,317 @@
+//! Flags over file over defaults: everything the daemon is told, in one value, with what deserves a warning.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use castor_oci::Platform;
+
+use crate::config::{self, Config, Lazy};
+use crate::flags::Flags;
+
+/// What the daemon does, decided.
+#[derive(Debug)]
+pub struct Settings {
+    /// The state directory.
+    pub root: PathBuf,
+    /// Addresses to listen on.
+    pub addresses: Vec<String>,
+    /// Address of metrics and dumps.
+    pub debug_address: Option<String>,
+    /// Logging.
+    pub log: LogSettings,
+    /// Certificates, when TCP listeners speak TLS.
+    pub tls: Option<TlsSettings>,
+    /// Owner of unix sockets.
+    pub socket_owner: (u32, u32),
+    /// Entitlements that builds may ask for.
+    pub entitlements: Vec<String>,
+    /// Name servers for build steps.
+    pub dns: config::Dns,
+    /// Registries by host.
+    pub registries: BTreeMap<String, config::Registry>,
+    /// Transfers at once per registry.
+    pub registry_concurrency: usize,
+    /// The worker.
+    pub worker: WorkerSettings,
+    /// Things the user should know: settings without effect, unknown keys.
+    pub warnings: Vec<String>,
+}
+
+/// How to log.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// As JSON lines.
+    pub json: bool,
+    /// Directives of the filter, such as `info`.
+    pub level: String,
+}
+
+/// Files of a TLS server; clients are asked for certificates when there is a CA.
+#[derive(Debug)]
+pub struct TlsSettings {
+    /// PEM file of the certificate chain.
+    pub cert: PathBuf,
+    /// PEM file of the key.
+    pub key: PathBuf,
+    /// PEM file of the CA of clients' certificates.
+    pub ca: Option<PathBuf>,
+}
+
+/// The OCI worker's settings.
+#[derive(Debug)]
+pub struct WorkerSettings {
+    /// Labels that clients see.
+    pub labels: BTreeMap<String, String>,
+    /// Platforms to build for, native first.
+    pub platforms: Vec<Platform>,
+    /// The name BuildKit knows the way of having layers by.
+    pub snapshotter: Snapshotter,
+    /// Whether lazy layers have to be.
+    pub lazy: Lazy,
+    /// Mounting mode in place of the probed one.
+    pub layer_mode: Option<String>,
+    /// Network of steps that ask for none in particular.
+    pub network: String,
+    /// The container runtime.
+    pub binary: Option<String>,
+    /// Steps at once.
+    pub max_parallelism: Option<usize>,
+    /// Parent cgroup of steps.
+    pub cgroup_parent: Option<String>,
+    /// Garbage collection; `None` when it is off.
+    pub gc: Option<GcSettings>,
+}
+
+/// What the collector may keep.
+#[derive(Debug, Default)]
+pub struct GcSettings {
+    /// Policies of the configuration; the default ones apply where there are none.
+    pub policies: Vec<config::GcPolicy>,
+    /// Space that is never collected.
+    pub reserved: Option<config::DiskSpace>,
+    /// Space the cache may take.
+    pub max_used: Option<config::DiskSpace>,
+    /// Space to leave free on the disk.
+    pub min_free: Option<config::DiskSpace>,
+}
+
+/// `--oci-worker-snapshotter`: castor has one store of layers; the name says whether images may be mounted lazily.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Snapshotter {
+    /// Layers are mounted before they are here.
+    Stargz,
+    /// Layers are fetched first.
+    Eager(&'static str),
+}
+
+impl Snapshotter {
+    /// The name as the user gave it, as the worker's label shows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stargz => "stargz",
+            Self::Eager(name) => name,
+        }
+    }
+}
+
+impl Settings {
+    /// Decides; errors name the flag or key they come from.
+    pub fn new(flags: Flags) -> Result<Self> {
+        let path = flags.config.clone().unwrap_or_else(|| "/etc/buildkit/buildkitd.toml".into());
+        let (config, unknown) = config::load(&path, flags.config.is_some())?;
+        let mut warnings: Vec<String> =
+            unknown.iter().map(|key| format!("unknown key {key} in {}", path.display())).collect();
+        warnings.extend(flags.without_effect.given().iter().map(|flag| format!("--{flag} has no effect on castor")));
+        if flags.containerd_worker() == Some(true) || config.worker.containerd.enabled == Some(true) {
+            bail!("the containerd worker is not available yet: pass --containerd-worker=false");
+        }
+        match flags.oci_worker.as_deref() {
+            None | Some("auto" | "true") if config.worker.oci.enabled != Some(false) => {}
+            Some("false") | None | Some("auto" | "true") => bail!("no worker is left: the OCI worker is disabled"),
+            Some(other) => bail!("--oci-worker={other}: want auto, true or false"),
+        }
+        let debug = flags.debug.unwrap_or(config.debug);
+        let level = flags.log_level.clone().or_else(|| config.log.level.clone());
+        let json = match flags.log_format.as_deref().or(config.log.format.as_deref()) {
+            None | Some("" | "text") => false,
+            Some("json") => true,
+            Some(other) => bail!("log format {other:?}: want text or json"),
+        };
+        let addresses = match (flags.addr.is_empty(), config.grpc.address.is_empty()) {
+            (false, _) => flags.addr.clone(),
+            (true, false) => config.grpc.address.clone(),
+            (true, true) => vec!["unix:///run/buildkit/buildkitd.sock".to_owned()],
+        };
+        let group = flags.group.as_deref().map(group_id).transpose()?;
+        let mut entitlements = flags.allow_insecure_entitlement.clone();
+        entitlements.extend(config.insecure_entitlements.iter().cloned());
+        for entitlement in &entitlements {
+            if !matches!(entitlement.as_str(), "network.host" | "security.insecure" | "device") {
+                bail!("unknown entitlement {entitlement:?}: want network.host, security.insecure or device");
+            }
+        }
+        Ok(Self {
+            root: flags.root.clone().or(config.root.clone()).unwrap_or_else(|| "/var/lib/buildkit".into()),
+            addresses,
+            debug_address: flags.debugaddr.clone().or(config.grpc.debug_address.clone()),
+            log: LogSettings {
+                json,
+                level: if debug { "debug".into() } else { level.unwrap_or_else(|| "info".into()) },
+            },
+            tls: tls(&flags, &config)?,
+            socket_owner: (config.grpc.uid.unwrap_or(0), group.or(config.grpc.gid).unwrap_or(0)),
+            entitlements,
+            registry_concurrency: config.system.max_registry_concurrency.unwrap_or(4).max(1),
+            worker: worker(&flags, &config, &mut warnings)?,
+            dns: config.dns,
+            registries: config.registry,
+            warnings,
+        })
+    }
+}
+
+fn tls(flags: &Flags, config: &Config) -> Result<Option<TlsSettings>> {
+    let file = &config.grpc.tls;
+    let cert = flags.tlscert.clone().or(file.cert.clone());
+    let key = flags.tlskey.clone().or(file.key.clone());
+    let ca = flags.tlscacert.clone().or(file.ca.clone());
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(TlsSettings { cert, key, ca })),
+        (None, None) if ca.is_none() => Ok(None),
+        (None, _) => bail!("TLS needs a certificate: --tlscert"),
+        (_, None) => bail!("TLS needs a key: --tlskey"),
+    }
+}
+
+fn worker(flags: &Flags, config: &Config, warnings: &mut Vec<String>) -> Result<WorkerSettings> {
+    let file = &config.worker.oci;
+    let mut labels = file.labels.clone();
+    for label in &flags.oci_worker_labels {
+        let (key, value) =
+            label.split_once('=').with_context(|| format!("--oci-worker-labels {label:?}: want KEY=VALUE"))?;
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    let platforms = if flags.oci_worker_platform.is_empty() { &file.platforms } else { &flags.oci_worker_platform };
+    let mut platforms = platforms
+        .iter()
+        .flat_map(|list| list.split(','))
+        .map(|text| text.parse().with_context(|| format!("worker platform {text:?}")))
+        .collect::<Result<Vec<Platform>>>()?;
+    if platforms.is_empty() {
+        platforms.push(Platform::host());
+    }
+    let snapshotter = match flags.oci_worker_snapshotter.as_deref().or(file.snapshotter.as_deref()) {
+        Some("stargz") => Snapshotter::Stargz,
+        None | Some("" | "auto" | "overlayfs") => Snapshotter::Eager("overlayfs"),
+        Some("native") => Snapshotter::Eager("native"),
+        Some(other) => bail!("snapshotter {other:?} is not available: want stargz, overlayfs, native or auto"),
+    };
+    if !file.stargz_snapshotter.is_empty() {
+        let keys: Vec<&str> = file.stargz_snapshotter.keys().map(String::as_str).collect();
+        warnings.push(format!("[worker.oci.stargzSnapshotter] has no effect on castor: {}", keys.join(", ")));
+    }
+    for (set, key) in [
+        (file.cni_config_path.is_some(), "cniConfigPath"),
+        (file.cni_binary_path.is_some(), "cniBinaryPath"),
+        (file.cni_pool_size.is_some(), "cniPoolSize"),
+        (file.proxy_snapshotter_path.is_some(), "proxySnapshotterPath"),
+        (file.apparmor_profile.is_some(), "apparmor-profile"),
+        (file.selinux, "selinux"),
+        (file.rootless, "rootless"),
+        (file.no_process_sandbox, "noProcessSandbox"),
+    ] {
+        if set {
+            warnings.push(format!("[worker.oci] {key} has no effect on castor"));
+        }
+    }
+    let network = flags.oci_worker_net.clone().or(file.network_mode.clone()).unwrap_or_else(|| "auto".into());
+    if !matches!(network.as_str(), "auto" | "host") {
+        bail!("worker network {network:?} is not available yet: want auto or host");
+    }
+    Ok(WorkerSettings {
+        labels,
+        platforms,
+        snapshotter,
+        lazy: file.lazy.unwrap_or(Lazy::Prefer),
+        layer_mode: file.layer_mode.clone(),
+        network,
+        binary: flags.oci_worker_binary.clone().or(file.binary.clone()),
+        max_parallelism: flags.oci_max_parallelism.or(file.max_parallelism).filter(|&steps| steps > 0),
+        cgroup_parent: file.default_cgroup_parent.clone(),
+        gc: gc(flags, file)?,
+    })
+}
+
+fn gc(flags: &Flags, file: &config::OciWorker) -> Result<Option<GcSettings>> {
+    if !flags.oci_worker_gc.or(file.gc).unwrap_or(true) {
+        return Ok(None);
+    }
+    let mut gc = GcSettings {
+        policies: file.gcpolicy.clone(),
+        reserved: file.reserved_space.or(file.gc_keep_storage),
+        max_used: file.max_used_space,
+        min_free: file.min_free_space,
+    };
+    if let Some(text) = &flags.oci_worker_gc_keepstorage {
+        let mut spaces = text.split(',').map(|part| {
+            let megabytes: i64 = part.trim().parse().with_context(|| {
+                format!("--oci-worker-gc-keepstorage {text:?}: want numbers of MB, Reserved[,Free[,Maximum]]")
+            })?;
+            anyhow::Ok(config::DiskSpace::Bytes(megabytes * 1_000_000))
+        });
+        gc.reserved = spaces.next().transpose()?;
+        gc.min_free = spaces.next().transpose()?.or(gc.min_free);
+        gc.max_used = spaces.next().transpose()?.or(gc.max_used);
+    }
+    Ok(Some(gc))
+}
+
+fn group_id(name: &str) -> Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let group = nix::unistd::Group::from_name(name).with_context(|| format!("look up group {name:?}"))?;
+    Ok(group.with_context(|| format!("--group {name:?}: no such group"))?.gid.as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn settings(arguments: &[&str]) -> Result<Settings> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap().to_owned();
+        let arguments = ["buildkitd", "--config", &path].into_iter().chain(arguments.iter().copied());
+        Settings::new(Flags::try_parse_from(arguments).unwrap())
+    }
+
+    #[test]
+    fn defaults_are_buildkits() {
+        let settings = settings(&[]).unwrap();
+        assert_eq!(settings.addresses, ["unix:///run/buildkit/buildkitd.sock"]);
+        assert_eq!(settings.root, PathBuf::from("/var/lib/buildkit"));
+        assert_eq!(settings.worker.snapshotter, Snapshotter::Eager("overlayfs"));
+        assert!(settings.worker.gc.is_some());
+        assert!(settings.warnings.is_empty());
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_name() {
+        for (arguments, word) in [
+            (&["--oci-worker-snapshotter=zfs"][..], "zfs"),
+            (&["--containerd-worker=true"], "containerd"),
+            (&["--oci-worker=false"], "no worker"),
+            (&["--log-format=xml"], "xml"),
+            (&["--tlscert=/x"], "--tlskey"),
+            (&["--oci-worker-labels=a"], "KEY=VALUE"),
+            (&["--oci-worker-platform=plan9/"], "plan9/"),
+            (&["--allow-insecure-entitlement=all"], "all"),
+            (&["--oci-worker-gc-keepstorage=a"], "keepstorage"),
+        ] {
+            let error = format!("{:#}", settings(arguments).unwrap_err());
+            assert!(error.contains(word), "{arguments:?}: {error}");
+        }
+    }
+}
