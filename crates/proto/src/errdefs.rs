@@ -1,0 +1,1 @@
+//! Typed error details, as JSON.
