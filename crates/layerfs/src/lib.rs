@@ -1,1 +1,26 @@
-//! castor-layerfs
+//! Layer objects and image trees: every image layer, lazy or eager, becomes one object on disk; a list of layers becomes
+//! one EROFS image of metadata alone, with the layers' data files as its devices.
+//!
+//! ```text
+//! <root>/layers/<blob>[-<toc>]/tree       the layer's entries and chunk table, mapped        (module `tree`)
+//!                             /data       file payloads, each at a 4 KiB-aligned place, sparse
+//!                             /presence   which chunks of `data` are here                    (module `presence`)
+//!                             /origin     descriptor, repositories, verified diff ID         (module `origin`)
+//! <root>/trees/<digest>.erofs             image trees, derived and disposable                (module `image`)
+//! ```
+//!
+//! A [`LayerEngine`] owns them, fetches what is missing and serves lazy layers to the kernel.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod engine;
+mod error;
+mod layer;
+mod mode;
+mod source;
+
+pub use engine::{Config, ImageTree, LayerEngine};
+pub use error::{LayerError, ReadError};
+pub use layer::{Layer, LayerState, Progress};
+pub use mode::{Mode, Modes};
+pub use source::{BlobOpener, FetchError, LayerId, LayerSource, Lazy, Priority, RangeBody};
