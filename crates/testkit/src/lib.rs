@@ -1,1 +1,18 @@
-//! castor-testkit
+//! Parts for tests: a registry with faults, a slow relay, the real docker-registry, image fixtures, a leak check.
+//!
+//! Everything here ends with its value: listeners, processes and directories do not outlive the test. Functions panic when
+//! they fail, which is what a test wants.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+mod fixture;
+mod leak;
+mod real;
+mod registry;
+mod relay;
+
+pub use fixture::{File, FileKind, Form, Image, ImageBuilder, Layer};
+pub use leak::LeakCheck;
+pub use real::RealRegistry;
+pub use registry::{Auth, Fault, Logged, On, Registry, RegistryBuilder};
+pub use relay::{Relay, RelayOptions};
