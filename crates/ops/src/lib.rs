@@ -1,1 +1,7 @@
-//! castor-ops
+//! What each LLB op means: its cache key and its execution; and the [`Bridge`], through which frontends ask for builds.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod bridge;
+
+pub use bridge::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};

@@ -1,0 +1,287 @@
+//! The bridge: what a frontend may ask of the build that it works for.
+//!
+//! `build` implements [`Bridge`]; the builtin frontends call it directly, external ones and clients through the
+//! LLBBridge service of `castor-frontend`. Requests and results are typed; results stay lazy until something looks
+//! into them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use castor_llb::{Definition, ResolveMode};
+use castor_oci::{Digest, Platform};
+use castor_progress::Warning;
+use castor_proto::Any;
+use castor_proto::fsutil::Stat;
+
+/// What a frontend may ask of its build.
+#[async_trait]
+pub trait Bridge: Send + Sync + 'static {
+    /// Loads a definition, or runs another frontend. Results are lazy unless `request.evaluate`.
+    async fn solve(&self, request: SolveRequest) -> Result<SolveResult, BridgeError>;
+
+    /// What is known of a source without bringing it in.
+    async fn resolve_source(&self, request: SourceMetaRequest) -> Result<SourceMeta, BridgeError>;
+
+    /// Computes the result.
+    async fn evaluate(&self, reference: &LazyRef) -> Result<(), BridgeError>;
+
+    /// Reads a file of a result, or a range of it; computes the result if needed. Fails where there is no such file.
+    async fn read_file(&self, reference: &LazyRef, request: ReadFile) -> Result<Bytes, BridgeError>;
+
+    /// Lists a directory of a result.
+    async fn read_dir(&self, reference: &LazyRef, request: ReadDir) -> Result<Vec<Stat>, BridgeError>;
+
+    /// What is at a path of a result; a link that is at its end is not followed.
+    async fn stat_file(&self, reference: &LazyRef, path: &str) -> Result<Stat, BridgeError>;
+
+    /// Warns the user.
+    fn warn(&self, warning: Warning);
+
+    /// The definitions that the client gave its frontend.
+    fn inputs(&self) -> BTreeMap<String, Definition>;
+
+    /// The options of the build, as the client sent them with Control.Solve.
+    fn options(&self) -> BTreeMap<String, String>;
+
+    /// The session of the build's client; empty if there is none.
+    fn session(&self) -> String;
+
+    /// The workers; the first platform of the first one is what the daemon builds natively.
+    fn workers(&self) -> Vec<WorkerInfo>;
+}
+
+/// A sub-build: either `definition` or `frontend`.
+#[derive(Debug, Clone, Default)]
+pub struct SolveRequest {
+    /// What to build; `None` or an empty one without `frontend` is the empty result.
+    pub definition: Option<Definition>,
+    /// The frontend that makes the definition; empty if there is one already.
+    pub frontend: String,
+    /// The frontend's options.
+    pub options: BTreeMap<String, String>,
+    /// The frontend's inputs.
+    pub inputs: BTreeMap<String, Definition>,
+    /// Caches to look into.
+    pub cache_imports: Vec<CacheImport>,
+    /// Compute the result before answering.
+    pub evaluate: bool,
+}
+
+/// A cache to look into.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CacheImport {
+    /// `registry`, `local` and so on.
+    pub kind: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// What a frontend made.
+#[derive(Debug, Clone, Default)]
+pub struct SolveResult {
+    /// The results.
+    pub refs: Refs,
+    /// Facts about them, image configurations among them.
+    pub metadata: BTreeMap<String, Bytes>,
+}
+
+/// The refs of a result. A ref that is `None` is scratch.
+#[derive(Debug, Clone)]
+pub enum Refs {
+    /// One result.
+    Single(Option<LazyRef>),
+    /// One for each platform.
+    Map(BTreeMap<String, Option<LazyRef>>),
+}
+
+impl Default for Refs {
+    fn default() -> Self {
+        Self::Single(None)
+    }
+}
+
+impl Refs {
+    /// All refs that are not scratch.
+    pub fn iter(&self) -> impl Iterator<Item = &LazyRef> {
+        let (single, map) = match self {
+            Self::Single(single) => (Some(single), None),
+            Self::Map(map) => (None, Some(map)),
+        };
+        single.into_iter().chain(map.into_iter().flat_map(BTreeMap::values)).flatten()
+    }
+}
+
+/// A result that need not have been computed: a checked definition and a name that only this build knows.
+#[derive(Clone)]
+pub struct LazyRef(Arc<Lazy>);
+
+struct Lazy {
+    id: String,
+    definition: Definition,
+    graph: Arc<castor_llb::Graph>,
+}
+
+impl LazyRef {
+    /// A result of `graph`, which is what `definition` decodes to. `id` must be unguessable: who knows it may read.
+    pub fn new(id: String, definition: Definition, graph: Arc<castor_llb::Graph>) -> Self {
+        Self(Arc::new(Lazy { id, definition, graph }))
+    }
+
+    /// Names it within the build.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// What makes it.
+    pub fn definition(&self) -> &Definition {
+        &self.0.definition
+    }
+
+    /// What makes it, decoded.
+    pub fn graph(&self) -> &Arc<castor_llb::Graph> {
+        &self.0.graph
+    }
+}
+
+impl fmt::Debug for LazyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LazyRef").field(&self.0.id).finish()
+    }
+}
+
+/// A question about a source.
+#[derive(Debug, Clone, Default)]
+pub struct SourceMetaRequest {
+    /// Its identifier, `docker-image://...`.
+    pub identifier: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
+    /// The platform wanted; the daemon's own if `None`.
+    pub platform: Option<Platform>,
+    /// Name of the vertex that the look-up is shown as; empty gives a default one.
+    pub log_name: String,
+    /// When to ask the registry.
+    pub resolve_mode: ResolveMode,
+    /// The image's configuration is not wanted.
+    pub no_config: bool,
+}
+
+/// What is known of a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceMeta {
+    /// The source to use.
+    pub identifier: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
+    /// For images.
+    pub image: Option<ImageMeta>,
+}
+
+/// What is known of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageMeta {
+    /// Digest of what the reference names: of the index if there is one.
+    pub digest: Digest,
+    /// The image configuration of the platform wanted; empty if not wanted.
+    pub config: Bytes,
+}
+
+/// Which part of which file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadFile {
+    /// The file.
+    pub path: String,
+    /// Where to start.
+    pub offset: u64,
+    /// How much; `None` is all.
+    pub length: Option<u64>,
+}
+
+/// Which part of which directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadDir {
+    /// The directory.
+    pub path: String,
+    /// Only names that match; empty is all.
+    pub include_pattern: String,
+}
+
+/// Who builds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkerInfo {
+    /// Names it.
+    pub id: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// What it builds, its own platform first.
+    pub platforms: Vec<Platform>,
+}
+
+/// A failure, as clients see it: a gRPC code, a message, and typed details in their wire form, so that what a client
+/// sent comes back unchanged.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct BridgeError {
+    /// The gRPC code.
+    pub code: i32,
+    /// The message.
+    pub message: String,
+    /// BuildKit's error details (`castor_proto::errdefs`).
+    pub details: Vec<Any>,
+}
+
+/// gRPC codes that bridges use.
+pub mod code {
+    /// Cancelled by somebody.
+    pub const CANCELLED: i32 = 1;
+    /// Anything.
+    pub const UNKNOWN: i32 = 2;
+    /// The request makes no sense.
+    pub const INVALID_ARGUMENT: i32 = 3;
+    /// There is no such thing.
+    pub const NOT_FOUND: i32 = 5;
+    /// Something is there already.
+    pub const ALREADY_EXISTS: i32 = 6;
+    /// Not allowed.
+    pub const PERMISSION_DENIED: i32 = 7;
+    /// Not now.
+    pub const FAILED_PRECONDITION: i32 = 9;
+    /// castor does not do this.
+    pub const UNIMPLEMENTED: i32 = 12;
+    /// The other side is gone.
+    pub const UNAVAILABLE: i32 = 14;
+}
+
+impl BridgeError {
+    /// An error with a code.
+    pub fn new(code: i32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), details: Vec::new() }
+    }
+
+    /// An error without a particular code.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Self::new(code::UNKNOWN, message)
+    }
+
+    /// A feature that castor does not have.
+    pub fn unimplemented(message: impl Into<String>) -> Self {
+        Self::new(code::UNIMPLEMENTED, message)
+    }
+
+    /// The same with `prefix: ` before the message.
+    #[must_use]
+    pub fn context(mut self, prefix: impl fmt::Display) -> Self {
+        self.message = format!("{prefix}: {}", self.message);
+        self
+    }
+
+    /// The same with another detail.
+    #[must_use]
+    pub fn with_detail(mut self, detail: Any) -> Self {
+        self.details.push(detail);
+        self
+    }
+}
