@@ -1,1 +1,7 @@
-//! castor-integration
+//! castor's programs run for real: daemons started and stopped, base images made, what they leave behind checked.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod daemon;
+pub mod debian;
+pub mod programs;

@@ -80,7 +80,11 @@ fn the_order_is_total() {
     let text = std::fs::read_to_string(workspace().join("layers.toml")).unwrap();
     let layers: Layers = toml::from_str(&text).unwrap();
     let place = |name: &str| {
-        layers.order.iter().position(|other| other == name).unwrap_or_else(|| panic!("{name} has no place in the order"))
+        layers
+            .order
+            .iter()
+            .position(|other| other == name)
+            .unwrap_or_else(|| panic!("{name} has no place in the order"))
     };
     for (name, imported) in &layers.edges {
         for other in imported {
