@@ -23,7 +23,7 @@ pub(crate) fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
 
 /// The reverse of [`split_name`]; `None` for an index this crate does not know.
 pub(crate) fn join_name(index: u8, rest: &[u8]) -> Option<Vec<u8>> {
-    let known = WHOLE.iter().chain(&PREFIXES).find(|(_, known)| *known == index)?;
+    let known = WHOLE.iter().chain(PREFIXES.iter()).find(|(_, known)| *known == index)?;
     Some([known.0, rest].concat())
 }
 
