@@ -3,5 +3,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bridge;
+mod error;
+pub mod identity;
+pub mod path;
 
 pub use bridge::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+pub use error::OpError;
