@@ -10,7 +10,10 @@
 //! [`errdefs`] is the exception: those details travel as JSON and are written
 //! by hand.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod errdefs;
+pub mod protojson;
 
 #[rustfmt::skip]
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::large_futures, unused_qualifications, rustdoc::all)]

@@ -26,9 +26,6 @@ fn checked_in_code_is_what_the_schemas_generate() {
         "files differ: run `cargo run -p castor-proto --example regenerate`"
     );
     for (name, text) in &fresh {
-        assert!(
-            text == &checked_in[name],
-            "{name} is stale: run `cargo run -p castor-proto --example regenerate`"
-        );
+        assert!(text == &checked_in[name], "{name} is stale: run `cargo run -p castor-proto --example regenerate`");
     }
 }
