@@ -12,7 +12,7 @@ pub enum Error {
         what: String,
     },
     /// Credentials are missing or wrong.
-    #[error("{what}: {detail}")]
+    #[error("{detail}")]
     Unauthorized {
         /// Reference, or repository and digest.
         what: String,
@@ -20,7 +20,7 @@ pub enum Error {
         detail: String,
     },
     /// The registry refuses although it knows who asks.
-    #[error("{what}: {detail}")]
+    #[error("{detail}")]
     Denied {
         /// Reference, or repository and digest.
         what: String,
@@ -28,7 +28,7 @@ pub enum Error {
         detail: String,
     },
     /// The registry answered with a status that means failure.
-    #[error("{what}: unexpected status from {method} request to {url}: {status}{detail}")]
+    #[error("unexpected status from {method} request to {url}: {status}{detail}")]
     Status {
         /// Reference, or repository and digest.
         what: String,
@@ -42,7 +42,7 @@ pub enum Error {
         detail: String,
     },
     /// No answer: connecting, sending or receiving failed.
-    #[error("{what}: failed to do request: {method} {url:?}: {cause}")]
+    #[error("failed to do request: {method} {url:?}: {cause}")]
     Network {
         /// Reference, or repository and digest.
         what: String,
@@ -54,7 +54,7 @@ pub enum Error {
         cause: String,
     },
     /// Nothing arrived for too long.
-    #[error("{what}: {method} {url:?}: no data for {seconds} s")]
+    #[error("failed to do request: {method} {url:?}: no data for {seconds} s")]
     Stalled {
         /// Reference, or repository and digest.
         what: String,
@@ -63,7 +63,7 @@ pub enum Error {
         /// Where it went; without the query.
         url: String,
         /// How long it was waited.
-        seconds: u64,
+        seconds: f32,
     },
     /// The answer breaks the protocol or its own headers.
     #[error("{what}: invalid answer of {host}: {detail}")]
@@ -152,4 +152,19 @@ impl Error {
             _ => false,
         }
     }
+}
+
+/// An error with all its causes on one line: reqwest's own text leaves out what the system said.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
 }
