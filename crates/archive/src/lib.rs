@@ -17,8 +17,11 @@ pub mod hashing;
 pub mod layer;
 pub mod listing;
 pub mod names;
+pub mod ordered;
+mod pgzip;
 mod read_at;
 pub mod tar;
+pub mod xattrs;
 
 pub use codec::{Codec, CodecError, Compression, Encoder, decompress};
 pub use hashing::{HashingReader, HashingWriter};
