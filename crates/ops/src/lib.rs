@@ -4,6 +4,7 @@
 
 pub mod bridge;
 mod error;
+pub mod files;
 pub mod identity;
 pub mod path;
 
