@@ -1,0 +1,300 @@
+//! The attributes of the image exporter.
+
+use std::collections::BTreeMap;
+
+use castor_oci::Reference;
+use jiff::Timestamp;
+
+/// What an image is exported as and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Names of the image; a single `*` stands for the name that the frontend gave.
+    pub names: Vec<String>,
+    /// Push to the registries that the names point at.
+    pub push: bool,
+    /// Push without tags.
+    pub push_by_digest: bool,
+    /// Speak plain HTTP to, or do not verify, the registry pushed to.
+    pub insecure: bool,
+    /// Report the name with the digest too.
+    pub name_canonical: bool,
+    /// Prefix of a name to report for an image.
+    pub dangling_prefix: Option<String>,
+    /// Only give that name where there is no other.
+    pub dangling_empty_only: bool,
+    /// OCI media types, if it was said.
+    pub oci_media_types: Option<bool>,
+    /// How new layers are compressed.
+    pub compression: Compression,
+    /// Convert all layers, not only new ones.
+    pub force_compression: bool,
+    /// Times are cut to it.
+    pub epoch: Option<Timestamp>,
+    /// Annotations of manifests.
+    pub annotations: BTreeMap<String, String>,
+    /// Attributes that are no options: BuildKit adds them to the result's metadata.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// How layers are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compression {
+    /// The form.
+    pub kind: CompressionKind,
+    /// The level; the form's default without one.
+    pub level: Option<u32>,
+}
+
+/// The forms of compressed layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompressionKind {
+    /// A plain tar.
+    Uncompressed,
+    /// gzip.
+    Gzip,
+    /// gzip that can be mounted lazily.
+    Estargz,
+    /// zstd.
+    Zstd,
+}
+
+impl CompressionKind {
+    /// BuildKit's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uncompressed => "uncompressed",
+            Self::Gzip => "gzip",
+            Self::Estargz => "estargz",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// Why attributes are not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// A value that is no boolean.
+    #[error("non-bool value specified for {key}: {value:?}")]
+    Bool {
+        /// The attribute.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// A value that is no number in the range.
+    #[error("invalid value {value:?} for {key}")]
+    Number {
+        /// The attribute.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// A compression that does not exist.
+    #[error("unsupported layer compression type {0}")]
+    Compression(String),
+    /// OCI media types are needed and were refused.
+    #[error("exporting {0} requires oci mediatypes")]
+    NeedsOci(&'static str),
+    /// An attribute of a kind of annotation that does not exist.
+    #[error("annotation {0:?} is not of the form annotation[-TYPE][[PLATFORM]].KEY")]
+    Annotation(String),
+    /// Something of BuildKit's that castor does not do yet.
+    #[error("{0} is not supported by castor yet")]
+    Unsupported(String),
+    /// A name that is no image reference.
+    #[error("failed to parse {name:?} as image name: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl ImageOptions {
+    /// Reads attributes as BuildKit does: an empty value of a boolean means yes.
+    pub fn parse(attrs: &BTreeMap<String, String>) -> Result<Self, OptionError> {
+        let mut options = Self {
+            names: Vec::new(),
+            push: false,
+            push_by_digest: false,
+            insecure: false,
+            name_canonical: false,
+            dangling_prefix: None,
+            dangling_empty_only: false,
+            oci_media_types: None,
+            compression: Compression { kind: CompressionKind::Gzip, level: None },
+            force_compression: false,
+            epoch: None,
+            annotations: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
+        for (key, value) in attrs {
+            options.set(key, value)?;
+        }
+        if options.oci_media_types == Some(false) {
+            match options.compression.kind {
+                kind @ (CompressionKind::Estargz | CompressionKind::Zstd) => {
+                    return Err(OptionError::NeedsOci(kind.name()));
+                }
+                CompressionKind::Gzip | CompressionKind::Uncompressed => {}
+            }
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
+        let flag = || parse_bool(key, value);
+        let unsupported = || Err(OptionError::Unsupported(format!("image exporter option {key}={value}")));
+        match key {
+            "name" => self.names = value.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+            "push" => self.push = flag()?,
+            "push-by-digest" => self.push_by_digest = flag()?,
+            "registry.insecure" => self.insecure = flag()?,
+            "name-canonical" => self.name_canonical = flag()?,
+            "dangling-name-prefix" => self.dangling_prefix = Some(value.to_owned()),
+            // The missing letter is BuildKit's.
+            "danging-name-empty-only" => self.dangling_empty_only = flag()?,
+            "oci-mediatypes" => self.oci_media_types = Some(flag()?),
+            "compression" => self.compression.kind = parse_compression(value)?,
+            "compression-level" => {
+                let bad = || OptionError::Number { key: key.into(), value: value.into() };
+                self.compression.level = Some(value.parse().ok().filter(|level| *level <= 22).ok_or_else(bad)?);
+            }
+            "force-compression" => self.force_compression = flag()?,
+            "source-date-epoch" if value.is_empty() => self.epoch = None,
+            "source-date-epoch" => self.epoch = Some(parse_epoch(value)?),
+            // castor, like BuildKit's OCI worker, has no image store to put an image into.
+            "store" | "unsafe-internal-store-allow-incomplete" => drop(flag()?),
+            "unpack" if flag()? => return unsupported(),
+            "rewrite-timestamp" if flag()? => return unsupported(),
+            "prefer-nondist-layers" if flag()? => return unsupported(),
+            "unpack" | "rewrite-timestamp" | "prefer-nondist-layers" => {}
+            // These shape attestations, of which castor makes none yet.
+            "attestation-inline" | "oci-artifact" => drop(flag()?),
+            _ if key.starts_with("annotation") => self.annotate(key, value)?,
+            _ => drop(self.metadata.insert(key.to_owned(), value.to_owned())),
+        }
+        Ok(())
+    }
+
+    fn annotate(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
+        let malformed = || OptionError::Annotation(key.to_owned());
+        let (kind, name) = key.split_once('.').ok_or_else(malformed)?;
+        match kind {
+            "annotation" | "annotation-manifest" => {
+                self.annotations.insert(name.to_owned(), value.to_owned());
+                Ok(())
+            }
+            _ if kind.starts_with("annotation-") || kind.starts_with("annotation[") => {
+                Err(OptionError::Unsupported(format!("image exporter option {key}")))
+            }
+            _ => Err(malformed()),
+        }
+    }
+
+    /// Whether the image gets OCI media types: if it was said, else if this or anything else wants it.
+    pub fn oci(&self) -> bool {
+        self.oci_media_types.unwrap_or(true)
+    }
+
+    /// The names, parsed; `*` is the frontend's name `given`.
+    pub fn references(&self, given: Option<&str>) -> Result<Vec<Reference>, OptionError> {
+        self.names
+            .iter()
+            .filter_map(|name| if name == "*" { given } else { Some(name.as_str()) })
+            .flat_map(|names| names.split(','))
+            .map(|name| {
+                let bad = |reason: String| OptionError::Name { name: name.to_owned(), reason };
+                let reference: Reference = name.parse().map_err(|error| bad(format!("{error}")))?;
+                if self.push_by_digest && name_has_tag(name) {
+                    return Err(bad("can't push tagged ref by digest".into()));
+                }
+                Ok(reference)
+            })
+            .collect()
+    }
+}
+
+fn name_has_tag(name: &str) -> bool {
+    let name = name.split('@').next().unwrap_or(name);
+    name.rsplit('/').next().is_some_and(|last| last.contains(':'))
+}
+
+/// Go's booleans; an empty value means yes.
+pub fn parse_bool(key: &str, value: &str) -> Result<bool, OptionError> {
+    match value {
+        "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(OptionError::Bool { key: key.into(), value: value.into() }),
+    }
+}
+
+fn parse_compression(value: &str) -> Result<CompressionKind, OptionError> {
+    match value {
+        "uncompressed" => Ok(CompressionKind::Uncompressed),
+        "gzip" => Ok(CompressionKind::Gzip),
+        "estargz" => Ok(CompressionKind::Estargz),
+        "zstd" => Ok(CompressionKind::Zstd),
+        other => Err(OptionError::Compression(other.into())),
+    }
+}
+
+/// `SOURCE_DATE_EPOCH`: seconds since 1970.
+pub fn parse_epoch(value: &str) -> Result<Timestamp, OptionError> {
+    let bad = || OptionError::Number { key: "source-date-epoch".into(), value: value.into() };
+    let seconds: i64 = value.parse().map_err(|_| bad())?;
+    Timestamp::new(seconds, 0).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(attrs: &[(&str, &str)]) -> Result<ImageOptions, OptionError> {
+        ImageOptions::parse(&attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn reads_what_buildctl_sends() {
+        let options = parse(&[
+            ("name", "127.0.0.1:5000/a:1,127.0.0.1:5000/b"),
+            ("push", "true"),
+            ("compression", "estargz"),
+            ("force-compression", ""),
+            ("annotation.org.x", "1"),
+            ("containerimage.x", "y"),
+        ])
+        .unwrap();
+        let names: Vec<String> = options.references(None).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["127.0.0.1:5000/a:1", "127.0.0.1:5000/b:latest"]);
+        assert!(options.push && options.force_compression && options.oci());
+        assert_eq!(options.compression.kind, CompressionKind::Estargz);
+        assert_eq!(options.annotations["org.x"], "1");
+        assert_eq!(options.metadata["containerimage.x"], "y");
+    }
+
+    #[test]
+    fn refuses_by_name() {
+        for (attrs, word) in [
+            (&[("push", "maybe")][..], "push"),
+            (&[("compression", "lzma")], "lzma"),
+            (&[("compression", "estargz"), ("oci-mediatypes", "false")], "requires oci mediatypes"),
+            (&[("rewrite-timestamp", "true")], "rewrite-timestamp"),
+            (&[("annotation-index.a", "b")], "annotation-index.a"),
+            (&[("compression-level", "99")], "99"),
+        ] {
+            let error = parse(attrs).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let tagged = parse(&[("name", "a:1"), ("push-by-digest", "true")]).unwrap();
+        assert!(tagged.references(None).unwrap_err().to_string().contains("can't push tagged ref by digest"));
+    }
+
+    #[test]
+    fn a_star_is_the_frontends_name() {
+        let options = parse(&[("name", "*")]).unwrap();
+        assert_eq!(options.references(Some("x.io/a:2")).unwrap()[0].to_string(), "x.io/a:2");
+        assert!(options.references(None).unwrap().is_empty());
+    }
+}
