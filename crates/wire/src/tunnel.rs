@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio_util::sync::PollSender;
+use tokio_util::sync::{PollSender, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Uri};
@@ -38,15 +38,21 @@ pub struct Tunnel {
     ended: bool,
     outgoing: PollSender<BytesMessage>,
     closed: CancellationToken,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// The messages that a [`Tunnel`] writes; its end is the end of the tunnel's
 /// writing side.
-pub struct Outgoing(mpsc::Receiver<BytesMessage>);
+pub struct Outgoing {
+    messages: mpsc::Receiver<BytesMessage>,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+}
 
 /// Makes a tunnel of the messages that come in; what it writes comes out of the
-/// other half. `closed` is cancelled when the peer has ended its stream, or the
-/// tunnel is dropped.
+/// other half.
+///
+/// `closed` is cancelled when the peer has ended its stream or the tunnel is
+/// dropped; whoever cancels it ends both directions at once.
 pub fn tunnel(
     incoming: impl Stream<Item = Result<BytesMessage, Status>> + Send + 'static,
     closed: CancellationToken,
@@ -57,9 +63,10 @@ pub fn tunnel(
         unread: Bytes::new(),
         ended: false,
         outgoing: PollSender::new(sender),
-        closed,
+        cancelled: Box::pin(closed.clone().cancelled_owned()),
+        closed: closed.clone(),
     };
-    (tunnel, Outgoing(receiver))
+    (tunnel, Outgoing { messages: receiver, cancelled: Box::pin(closed.cancelled_owned()) })
 }
 
 impl Drop for Tunnel {
@@ -72,7 +79,10 @@ impl Stream for Outgoing {
     type Item = BytesMessage;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<BytesMessage>> {
-        self.0.poll_recv(cx)
+        match self.messages.poll_recv(cx) {
+            Poll::Pending if self.cancelled.as_mut().poll(cx).is_ready() => Poll::Ready(None),
+            result => result,
+        }
     }
 }
 
@@ -80,6 +90,10 @@ impl AsyncRead for Tunnel {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // An empty message is no end.
         while self.unread.is_empty() && !self.ended {
+            if self.cancelled.as_mut().poll(cx).is_ready() {
+                self.ended = true;
+                break;
+            }
             match ready!(self.incoming.poll_next_unpin(cx)) {
                 Some(Ok(message)) => self.unread = message.data,
                 Some(Err(status)) => {

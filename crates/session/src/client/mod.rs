@@ -1,0 +1,1 @@
+//! The client's half: services that the daemon calls while it builds.
