@@ -5,7 +5,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use castor_oci::Digest;
 
+use castor_metadb::KeyValue;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{decode, now};
 use crate::{Error, Labels};
+
+pub(crate) const LEASES: &str = "content.lease";
+/// Keys are made by [`resource_key`]; values are empty.
+pub(crate) const RESOURCES: &str = "content.lease.resource";
 
 /// A lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,4 +64,90 @@ pub trait Leases: Send + Sync + 'static {
 
     /// All leases.
     async fn leases(&self) -> Result<Vec<Lease>, Error>;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LeaseRecord {
+    pub created: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<i64>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+impl LeaseRecord {
+    pub fn is_over(&self) -> bool {
+        self.expires.is_some_and(|expires| expires <= now())
+    }
+
+    pub fn into_lease(self, id: String) -> Lease {
+        let (created, expires) = (i128::from(self.created), self.expires.map(i128::from));
+        Lease { id, labels: self.labels, created, expires }
+    }
+}
+
+/// The record of a lease that exists and is not over.
+pub(crate) fn find(db: &dyn KeyValue, id: &str) -> Result<Option<LeaseRecord>, Error> {
+    match db.get(LEASES, id.as_bytes())? {
+        Some(bytes) => {
+            let record: LeaseRecord = decode(&bytes, || format!("lease {id}"))?;
+            Ok((!record.is_over()).then_some(record))
+        }
+        None => Ok(None),
+    }
+}
+
+pub(crate) fn require(db: &dyn KeyValue, id: &str) -> Result<(), Error> {
+    find(db, id)?.map(drop).ok_or_else(|| Error::NoLease(id.to_owned()))
+}
+
+/// `<lease> NUL`: what the keys of a lease's resources begin with.
+pub(crate) fn resource_prefix(lease: &str) -> Vec<u8> {
+    [lease.as_bytes(), b"\0"].concat()
+}
+
+/// `<lease> NUL b<digest>`, `<lease> NUL i<reference>`, `<lease> NUL o<kind> NUL <id>`.
+pub(crate) fn resource_key(lease: &str, resource: &Resource) -> Vec<u8> {
+    let mut key = resource_prefix(lease);
+    match resource {
+        Resource::Blob(digest) => key.extend(format!("b{digest}").bytes()),
+        Resource::Ingest(reference) => key.extend(format!("i{reference}").bytes()),
+        Resource::Other { kind, id } => key.extend(format!("o{kind}\0{id}").bytes()),
+    }
+    key
+}
+
+/// The lease and the resource that a key names.
+pub(crate) fn parse_resource_key(key: &[u8]) -> Option<(&str, Resource)> {
+    let (lease, rest) = std::str::from_utf8(key).ok()?.split_once('\0')?;
+    let resource = match (rest.get(..1)?, rest.get(1..)?) {
+        ("b", digest) => Resource::Blob(digest.parse().ok()?),
+        ("i", reference) => Resource::Ingest(reference.to_owned()),
+        ("o", other) => {
+            let (kind, id) = other.split_once('\0')?;
+            Resource::Other { kind: kind.to_owned(), id: id.to_owned() }
+        }
+        _ => return None,
+    };
+    Some((lease, resource))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resource_keys_round_trip() {
+        for resource in [
+            Resource::Blob(Digest::of("x")),
+            Resource::Ingest("a\u{1f600}/b".into()),
+            Resource::Other { kind: "snapshots/local".into(), id: String::new() },
+        ] {
+            let key = resource_key("lease", &resource);
+            assert!(key.starts_with(&resource_prefix("lease")));
+            assert_eq!(parse_resource_key(&key), Some(("lease", resource)));
+        }
+        assert_eq!(parse_resource_key(b"lease"), None);
+        assert_eq!(parse_resource_key(b"lease\0x"), None);
+    }
 }

@@ -5,7 +5,9 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod disk;
 mod error;
+mod fetch;
 mod ingest;
 mod lease;
 mod local;
@@ -19,9 +21,10 @@ use async_trait::async_trait;
 use castor_oci::{Descriptor, Digest};
 
 pub use error::Error;
+pub use fetch::{FetchError, fetch};
 pub use ingest::Ingest;
 pub use lease::{Lease, Leases, Resource};
-pub use local::{Collected, Local};
+pub use local::{Collected, IngestInfo, Local, Usage};
 pub use ranges::RangeSet;
 pub use reader::Blob;
 pub use writer::Writer;
@@ -59,6 +62,10 @@ pub struct Commit {
 pub trait ContentStore: Send + Sync + 'static {
     /// What is known of the blob, `None` if it is not here.
     async fn info(&self, digest: &Digest) -> Result<Option<Info>, Error>;
+
+    /// [`info`](Self::info), with the labels and the lease of `commit` given to the blob if it is here: it cannot be collected
+    /// in between.
+    async fn hold(&self, digest: &Digest, commit: &Commit) -> Result<Option<Info>, Error>;
 
     /// The blob, opened; stays readable when it is deleted meanwhile.
     async fn open(&self, digest: &Digest) -> Result<Blob, Error>;

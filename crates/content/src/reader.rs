@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use castor_oci::Digest;
 use futures::stream::{self, BoxStream};
@@ -83,6 +84,13 @@ impl Blob {
                 Ok(Some((bytes, next)))
             }
         }))
+    }
+}
+
+#[async_trait]
+impl castor_registry::BlobSource for Blob {
+    async fn open(&self) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
+        Ok(self.stream(0))
     }
 }
 
