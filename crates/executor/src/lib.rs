@@ -6,11 +6,21 @@
 //! by [`Runc::recover`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bundle;
+mod cgroup;
 mod error;
+mod logs;
+mod mounts;
 mod process;
 mod quote;
+mod resolver;
 mod rooted;
 mod runc;
+mod runtime;
+mod seccomp;
+mod spec;
+mod stdio;
+mod stubs;
 pub mod user;
 
 use async_trait::async_trait;
@@ -18,6 +28,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 pub use error::{ExecError, ExitStatus, UNKNOWN_EXIT_CODE};
+pub use logs::{LogLimits, log_output, step_outputs};
 pub use process::{
     ExecMount, HostIp, Input, Meta, MountSource, Network, Output, Process, Resources, RootMount, Secret, Security,
     Stdio, Ulimit, WindowSize,

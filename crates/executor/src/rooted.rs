@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
@@ -173,14 +173,6 @@ fn components(path: &Path) -> Vec<OsString> {
     let mut names: Vec<_> = names.collect();
     names.reverse();
     names
-}
-
-/// The path that names an open descriptor of this process.
-pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    let mut path = b"/proc/self/fd/".to_vec();
-    path.extend(fd.as_raw_fd().to_string().bytes());
-    PathBuf::from(OsStr::from_bytes(&path))
 }
 
 #[cfg(test)]

@@ -1,0 +1,115 @@
+//! Where a container's cgroup is, under each of Linux' three arrangements.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where cgroup file systems are mounted.
+const MOUNT_POINT: &str = "/sys/fs/cgroup";
+
+/// How the host arranges cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hierarchy {
+    /// One hierarchy with all controllers (version 2).
+    Unified,
+    /// A hierarchy per controller, and a second version without controllers beside them.
+    Hybrid,
+    /// A hierarchy per controller (version 1).
+    Legacy,
+    /// None is mounted.
+    Absent,
+}
+
+impl Hierarchy {
+    /// What this host has.
+    pub fn detect() -> Self {
+        Self::at(Path::new(MOUNT_POINT))
+    }
+
+    fn at(root: &Path) -> Self {
+        if root.join("cgroup.controllers").exists() {
+            Self::Unified
+        } else if root.join("unified/cgroup.procs").exists() {
+            Self::Hybrid
+        } else if root.join("memory").exists() || root.join("cpu").exists() || root.join("pids").exists() {
+            Self::Legacy
+        } else {
+            Self::Absent
+        }
+    }
+}
+
+/// The cgroup of container `id` below `parent`, as the runtime takes it.
+pub fn path(parent: &str, id: &str) -> PathBuf {
+    // systemd's form: slice:prefix:name
+    if parent.contains(".slice") && parent.ends_with(':') {
+        return PathBuf::from(format!("{parent}{id}"));
+    }
+    let parent = parent.trim_start_matches('/');
+    Path::new("/").join(parent).join("buildkit").join(id)
+}
+
+/// Whether the kernel killed something in the cgroup for want of memory. Only right while the cgroup exists.
+pub fn out_of_memory(cgroup: &Path) -> bool {
+    let relative = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    let root = Path::new(MOUNT_POINT);
+    let files = match Hierarchy::detect() {
+        Hierarchy::Unified => vec![root.join(relative).join("memory.events")],
+        Hierarchy::Hybrid | Hierarchy::Legacy => {
+            // Below the root, or below the daemon's own place: runtimes differ.
+            let memory = root.join("memory");
+            let own = memory.join(own_place().trim_start_matches('/'));
+            [memory, own].map(|top| top.join(relative).join("memory.oom_control")).into()
+        }
+        Hierarchy::Absent => Vec::new(),
+    };
+    files.iter().filter_map(|file| fs::read_to_string(file).ok()).any(|text| counter(&text, "oom_kill") > 0)
+}
+
+/// The daemon's own place in the memory hierarchy of the first version.
+fn own_place() -> String {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let place = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let controllers = fields.next()?;
+        let path = fields.next()?;
+        controllers.split(',').any(|name| name == "memory").then(|| path.to_owned())
+    });
+    place.unwrap_or_default()
+}
+
+fn counter(text: &str, key: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok();
+    text.lines().find_map(value).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places() {
+        assert_eq!(path("", "c"), Path::new("/buildkit/c"));
+        assert_eq!(path("/a/b", "c"), Path::new("/a/b/buildkit/c"));
+        assert_eq!(path("user.slice:x:", "c"), Path::new("user.slice:x:c"));
+    }
+
+    #[test]
+    fn hierarchies() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Hierarchy::at(dir.path()), Hierarchy::Absent);
+        fs::create_dir(dir.path().join("memory")).unwrap();
+        assert_eq!(Hierarchy::at(dir.path()), Hierarchy::Legacy);
+        fs::create_dir(dir.path().join("unified")).unwrap();
+        fs::write(dir.path().join("unified/cgroup.procs"), "").unwrap();
+        assert_eq!(Hierarchy::at(dir.path()), Hierarchy::Hybrid);
+        fs::write(dir.path().join("cgroup.controllers"), "").unwrap();
+        assert_eq!(Hierarchy::at(dir.path()), Hierarchy::Unified);
+    }
+
+    #[test]
+    fn counters() {
+        assert_eq!(counter("low 0\noom 2\noom_kill 3\n", "oom_kill"), 3);
+        assert_eq!(counter("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", "oom_kill"), 1);
+        assert_eq!(counter("", "oom_kill"), 0);
+    }
+}
