@@ -13,14 +13,32 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod complete;
+mod download;
 mod engine;
+mod errors;
+mod image_tree;
+mod open;
+mod report;
+mod opener;
+mod serve;
+mod unpack;
+mod fetch;
+mod image;
+mod map;
+mod origin;
+mod presence;
+mod tree;
 mod error;
 mod layer;
 mod mode;
 mod source;
 
-pub use engine::{Config, ImageTree, LayerEngine};
+pub use engine::{Config, LayerEngine};
+pub use image_tree::ImageTree;
+pub use report::report;
 pub use error::{LayerError, ReadError};
 pub use layer::{Layer, LayerState, Progress};
+pub use opener::RegistryOpener;
 pub use mode::{Mode, Modes};
 pub use source::{BlobOpener, FetchError, LayerId, LayerSource, Lazy, Priority, RangeBody};

@@ -127,6 +127,9 @@ pub trait BlobOpener: Send + Sync + 'static {
 
     /// Where it reads from, for messages: a reference of the image or a path.
     fn describe(&self) -> String;
+
+    /// Says that bytes read last were wrong: the next request should go elsewhere, if there is an elsewhere.
+    fn distrust(&self) {}
 }
 
 /// A layer that somebody wants.

@@ -1,0 +1,192 @@
+//! Reading ahead: how much is fetched on a guess, and where.
+//!
+//! A *run* is a place in the blob where readers go forward. A new run guesses little; each time most of what a run
+//! guessed was used, it guesses twice as much. What was guessed and never used is bounded: in sum it may not exceed
+//! [`FREE`] and an eighth of what was used. So wrong guesses cost at most that share of the bytes, and right ones nothing.
+
+/// Bytes that may be guessed wrongly before anything was used.
+const FREE: u64 = 256 << 10;
+/// What may be guessed wrongly, as a share of what was used.
+const SHARE: u64 = 8;
+/// The same while a file is read front to back, which makes its next chunk a good guess.
+const SHARE_SEQUENTIAL: u64 = 2;
+/// First guess of a run.
+const FIRST: u64 = 64 << 10;
+/// Largest guess.
+const LARGEST: u64 = 4 << 20;
+/// Runs that are remembered.
+const RUNS: usize = 32;
+/// Members that a reader may skip and still be in the run.
+const SKIP: u32 = 16;
+
+/// Where readers go forward.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    /// First member of what was guessed last.
+    start: u32,
+    /// Behind the last.
+    end: u32,
+    /// Bytes guessed at a time.
+    window: u64,
+    /// Members of `start..end` that were guessed, and of these used.
+    guessed: u32,
+    hits: u32,
+}
+
+/// What a run wants next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Guess {
+    /// From this member on.
+    pub from: u32,
+    /// This many bytes.
+    pub bytes: u64,
+}
+
+/// The guesses of a layer.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    runs: Vec<Run>,
+    /// Bytes of members that readers used.
+    used: u64,
+    /// Bytes of members that were guessed and are not used yet.
+    open: u64,
+}
+
+impl Ahead {
+    /// Bytes used so far.
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Bytes that may be guessed now.
+    pub(super) fn allowance(&self, sequential: bool) -> u64 {
+        let share = if sequential { SHARE_SEQUENTIAL } else { SHARE };
+        (FREE + self.used / share).saturating_sub(self.open)
+    }
+
+    /// A reader wants `member` of `size` bytes, which is not here.
+    pub(super) fn missed(&mut self, member: u32, size: u64) -> Guess {
+        self.used += size;
+        let place = self.runs.iter().position(|run| (run.start..run.end.saturating_add(SKIP)).contains(&member));
+        let mut run = match place {
+            Some(place) => {
+                let mut run = self.runs.remove(place);
+                run.window = match run.hits * 2 >= run.guessed {
+                    true => (run.window * 2).min(LARGEST),
+                    false => (run.window / 2).max(FIRST),
+                };
+                run
+            }
+            None => Run { start: member, end: member, window: FIRST, guessed: 0, hits: 0 },
+        };
+        let from = member + 1;
+        (run.start, run.end, run.guessed, run.hits) = (member, from, 0, 0);
+        let guess = Guess { from, bytes: run.window };
+        self.remember(run);
+        guess
+    }
+
+    /// A reader uses `member`, which had been guessed. Says what to guess next if most of the run's guess was right.
+    pub(super) fn hit(&mut self, member: u32, size: u64) -> Option<Guess> {
+        self.used += size;
+        self.open = self.open.saturating_sub(size);
+        let place = self.runs.iter().position(|run| (run.start..run.end).contains(&member))?;
+        let mut run = self.runs.remove(place);
+        run.hits += 1;
+        // Half of it is used up: fetch on, so that the reader need not wait at the end.
+        let next = (run.hits * 2 >= run.guessed).then(|| {
+            run.window = (run.window * 2).min(LARGEST);
+            Guess { from: run.end, bytes: run.window }
+        });
+        if next.is_some() {
+            (run.start, run.guessed, run.hits) = (member, run.guessed - run.hits, 0);
+        }
+        self.remember(run);
+        next
+    }
+
+    /// Notes that members up to `end`, `count` of them with `bytes` in sum, are being fetched for the run that asked at
+    /// `from`.
+    pub(super) fn guessed(&mut self, from: u32, end: u32, count: u32, bytes: u64) {
+        self.open += bytes;
+        if let Some(run) = self.runs.iter_mut().rev().find(|run| (run.start..=run.end).contains(&from)) {
+            run.end = run.end.max(end);
+            run.guessed += count;
+        }
+    }
+
+    /// A member of `size` bytes that was guessed did not come.
+    pub(super) fn failed(&mut self, size: u64) {
+        self.open = self.open.saturating_sub(size);
+    }
+
+    fn remember(&mut self, run: Run) {
+        if self.runs.len() >= RUNS {
+            self.runs.remove(0);
+        }
+        self.runs.push(run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads members of `size` bytes by `order`, guessing as told; returns how many were fetched and how many misses
+    /// there were.
+    fn read(order: &[u32], total: u32, size: u64) -> (usize, usize) {
+        let mut ahead = Ahead::default();
+        let (mut here, mut used) = (vec![false; total as usize], vec![false; total as usize]);
+        let mut misses = 0;
+        for &member in order {
+            let guess = if here[member as usize] {
+                let first = !std::mem::replace(&mut used[member as usize], true);
+                if first { ahead.hit(member, size) } else { None }
+            } else {
+                misses += 1;
+                here[member as usize] = true;
+                used[member as usize] = true;
+                Some(ahead.missed(member, size))
+            };
+            let Some(guess) = guess else { continue };
+            let (mut bytes, mut count, mut end) = (0, 0, guess.from);
+            while end < total && bytes + size <= guess.bytes.min(ahead.allowance(false)) {
+                if !std::mem::replace(&mut here[end as usize], true) {
+                    bytes += size;
+                    count += 1;
+                }
+                end += 1;
+            }
+            ahead.guessed(guess.from, end, count, bytes);
+        }
+        (here.iter().filter(|h| **h).count(), misses)
+    }
+
+    #[test]
+    fn a_scan_is_fetched_in_few_requests() {
+        let order: Vec<u32> = (0..4000).collect();
+        let (fetched, misses) = read(&order, 4000, 8 << 10);
+        assert_eq!(fetched, 4000);
+        assert!(misses < 12, "{misses} misses");
+    }
+
+    #[test]
+    fn scattered_reads_fetch_little_more_than_they_use() {
+        // Every 40th member: no guess is ever right.
+        let order: Vec<u32> = (0..2500).map(|i| i * 40).collect();
+        let (fetched, _) = read(&order, 100_000, 8 << 10);
+        let bound = 2500 + 2500 / 8 + (FREE / (8 << 10)) as usize + 1;
+        assert!(fetched <= bound, "{fetched} fetched, at most {bound} wanted");
+    }
+
+    #[test]
+    fn directories_read_one_after_the_other_need_few_waits() {
+        // 100 directories of 60 files at scattered places, each read in order but for every fifth file.
+        let order: Vec<u32> =
+            (0..100u32).flat_map(|d| (0..60).filter(|f| f % 5 != 3).map(move |f| (d * 37 % 100) * 600 + f)).collect();
+        let (fetched, misses) = read(&order, 60_000, 6 << 10);
+        let used = order.len();
+        assert!(misses < used / 5, "{misses} misses of {used}");
+        assert!(fetched < used * 100 / 80, "{fetched} fetched for {used}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The members (gzip) or frames (zstd) of a blob: what is fetched and verified as one.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::tree::Tree;
+
+/// Chunks that begin at the same place of the blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Member {
+    /// First byte in the blob.
+    pub start: u64,
+    /// Behind its last byte.
+    pub end: u64,
+    /// Its chunks: places in `Members::order`.
+    first: u32,
+    count: u32,
+}
+
+impl Member {
+    pub(super) fn size(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// All members of a layer, in the order of the blob.
+#[derive(Debug)]
+pub(super) struct Members {
+    members: Vec<Member>,
+    /// Chunks in the order of the blob.
+    order: Vec<u32>,
+    /// By chunk.
+    owner: Vec<u32>,
+}
+
+impl Members {
+    pub(super) fn of(tree: &Tree) -> Self {
+        let mut order: Vec<u32> = (0..tree.chunks()).collect();
+        let key = |chunk: &u32| {
+            let chunk = tree.chunk(*chunk);
+            (chunk.blob_start, chunk.inner)
+        };
+        // In all but odd layers it is in order already.
+        if !order.is_sorted_by_key(key) {
+            order.sort_by_key(key);
+        }
+        let mut members: Vec<Member> = Vec::new();
+        let mut owner = vec![0; order.len()];
+        for (place, number) in order.iter().enumerate() {
+            let chunk = tree.chunk(*number);
+            match members.last_mut() {
+                Some(last) if last.start == chunk.blob_start => {
+                    last.count += 1;
+                    last.end = last.end.max(chunk.blob_end);
+                }
+                _ => members.push(Member {
+                    start: chunk.blob_start,
+                    end: chunk.blob_end.max(chunk.blob_start),
+                    first: place as u32,
+                    count: 1,
+                }),
+            }
+            owner[*number as usize] = (members.len() - 1) as u32;
+        }
+        Self { members, order, owner }
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        self.members.len() as u32
+    }
+
+    pub(super) fn get(&self, member: u32) -> Member {
+        self.members[member as usize]
+    }
+
+    /// The member that holds a chunk.
+    pub(super) fn of_chunk(&self, chunk: u32) -> u32 {
+        self.owner.get(chunk as usize).copied().unwrap_or(0)
+    }
+
+    /// The chunks of a member, by their place in it.
+    pub(super) fn chunks(&self, member: u32) -> &[u32] {
+        let member = self.get(member);
+        &self.order[member.first as usize..(member.first + member.count) as usize]
+    }
+
+    /// Members that lie wholly in `range` of the blob.
+    pub(super) fn within(&self, range: &Range<u64>) -> Range<u32> {
+        let first = self.members.partition_point(|member| member.start < range.start);
+        let mut end = first;
+        while self.members.get(end).is_some_and(|member| member.end <= range.end) {
+            end += 1;
+        }
+        first as u32..end as u32
+    }
+}
+
+/// A set of members that grows.
+#[derive(Debug)]
+pub(super) struct Flags(Vec<AtomicU64>);
+
+impl Flags {
+    pub(super) fn new(count: u32) -> Self {
+        Self((0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Adds one; false if it was in already.
+    pub(super) fn insert(&self, member: u32) -> bool {
+        let bit = 1 << (member % 64);
+        self.0.get(member as usize / 64).is_some_and(|word| {
+            // Mostly it is in: look before taking the cache line.
+            word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+        })
+    }
+
+    pub(super) fn contains(&self, member: u32) -> bool {
+        self.0.get(member as usize / 64).is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (member % 64)) != 0)
+    }
+}

@@ -1,0 +1,518 @@
+//! Planning spans and running them.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use castor_estargz::chunk::decode_group;
+use castor_estargz::toc;
+use futures::StreamExt as _;
+
+use super::ahead::Guess;
+use super::{BULK, Flight, GAP, Inner, SPAN, State};
+use crate::source::{FetchError, Priority, RangeBody};
+
+/// Members that one request brings, in the order of the blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Span {
+    range: Range<u64>,
+    members: Vec<u32>,
+    priority: Priority,
+}
+
+impl Inner {
+    fn is_here(&self, member: u32) -> bool {
+        self.members.chunks(member).iter().all(|chunk| self.presence.contains(*chunk))
+    }
+
+    pub(super) async fn need(self: &Arc<Self>, chunks: Range<u32>) -> Result<(), FetchError> {
+        let (flights, spans) = {
+            let mut state = self.state.lock();
+            let mut wanted: Vec<u32> = chunks
+                .filter(|chunk| !self.presence.contains(*chunk))
+                .map(|chunk| self.members.of_chunk(chunk))
+                .collect();
+            wanted.sort_unstable();
+            wanted.dedup();
+            wanted.retain(|member| !self.is_here(*member));
+            self.plan(&mut state, &wanted)
+        };
+        self.start(spans);
+        for flight in flights {
+            flight.wait().await?;
+        }
+        Ok(())
+    }
+
+    /// Decides what is fetched for `wanted`: joins what is on its way, adds guesses, makes spans.
+    fn plan(self: &Arc<Self>, state: &mut State, wanted: &[u32]) -> (Vec<Arc<Flight>>, Vec<Span>) {
+        let mut flights = Vec::with_capacity(wanted.len());
+        let mut chosen = Vec::new();
+        let mut guess = None;
+        for &member in wanted {
+            self.used.insert(member);
+            let flight = match state.flights.get(&member) {
+                Some(flight) => flight.clone(),
+                None => {
+                    chosen.push(member);
+                    let flight = Arc::new(Flight::default());
+                    state.flights.insert(member, flight.clone());
+                    guess = Some((member, state.ahead.missed(member, self.members.get(member).size())));
+                    flight
+                }
+            };
+            flights.push(flight);
+        }
+        if let Some((member, guess)) = guess {
+            chosen.extend(self.guess(state, guess, self.is_sequential(member)));
+        }
+        let spans = self.spans(state, chosen, Priority::Demand);
+        if self.is_third(state) {
+            self.start_bulk(state);
+        }
+        (flights, spans)
+    }
+
+    /// Whether the chunk before is of the same file and was read: the file is read front to back.
+    fn is_sequential(&self, member: u32) -> bool {
+        let inode = |member: u32| {
+            self.members.chunks(member).first().map(|chunk| self.tree.chunk(*chunk).inode)
+        };
+        member > 0 && inode(member) == inode(member - 1) && self.used.contains(member - 1)
+    }
+
+    /// The members that a guess stands for; they are on their way afterwards.
+    fn guess(&self, state: &mut State, guess: Guess, sequential: bool) -> Vec<u32> {
+        let allowance = state.ahead.allowance(sequential);
+        let mut window = guess.bytes.min(allowance);
+        if sequential && guess.from < self.members.len() {
+            // The next chunk of a big file is often larger than any window.
+            window = window.max(self.members.get(guess.from).size().min(allowance));
+        }
+        let (mut bytes, mut end, mut seen) = (0, guess.from, 0);
+        let mut members = Vec::new();
+        while end < self.members.len() {
+            let size = self.members.get(end).size();
+            seen += size;
+            // Do not look far over what is here already: a guess is for the neighbourhood.
+            if bytes + size > window || seen > 4 * window {
+                break;
+            }
+            if !state.flights.contains_key(&end) && !self.is_here(end) {
+                bytes += size;
+                members.push(end);
+            }
+            end += 1;
+        }
+        for member in &members {
+            self.guessed.insert(*member);
+            state.flights.insert(*member, Arc::default());
+        }
+        state.ahead.guessed(guess.from, end, members.len() as u32, bytes);
+        members
+    }
+
+    /// Cuts members into spans: close ones together, none much larger than [`SPAN`].
+    fn spans(&self, state: &State, mut members: Vec<u32>, priority: Priority) -> Vec<Span> {
+        if state.adopted.is_some() {
+            // The whole blob is on its way and will land them.
+            return Vec::new();
+        }
+        members.sort_unstable();
+        let mut spans: Vec<Span> = Vec::new();
+        for number in members {
+            let member = self.members.get(number);
+            match spans.last_mut() {
+                Some(span)
+                    if member.start <= span.range.end + GAP && member.end.saturating_sub(span.range.start) <= SPAN =>
+                {
+                    span.range.end = span.range.end.max(member.end);
+                    span.members.push(number);
+                }
+                _ => spans.push(Span { range: member.start..member.end, members: vec![number], priority }),
+            }
+        }
+        spans
+    }
+
+    fn start(self: &Arc<Self>, spans: Vec<Span>) {
+        for span in spans {
+            let inner = self.clone();
+            let name = format!("fetch {} of {}", inner.layer, inner.image);
+            self.scope.spawn_named(name, async move { inner.run(span).await });
+        }
+    }
+
+    /// A guess was right.
+    pub(super) fn hit(self: &Arc<Self>, member: u32) {
+        let mut state = self.state.lock();
+        let guess = state.ahead.hit(member, self.members.get(member).size());
+        let members = guess.map(|guess| self.guess(&mut state, guess, self.is_sequential(member))).unwrap_or_default();
+        let spans = self.spans(&state, members, Priority::Ahead);
+        if self.is_third(&state) {
+            self.start_bulk(&mut state);
+        }
+        drop(state);
+        self.start(spans);
+    }
+
+    /// Whether so much was used that fetching all of it is the fastest.
+    fn is_third(&self, state: &State) -> bool {
+        !state.bulk && state.ahead.used() >= self.tree.payload_end() / 3
+    }
+
+    fn start_bulk(self: &Arc<Self>, state: &mut State) {
+        state.bulk = true;
+        let inner = self.clone();
+        let name = format!("fetch the rest of {} of {}", inner.layer, inner.image);
+        self.scope.spawn_named(name, async move {
+            if let Err(error) = inner.all().await {
+                tracing::warn!(layer = %inner.layer, %error, "fetch the rest of a layer");
+                // Readers go on asking for what they need; another attempt is made when they have used more.
+                inner.state.lock().bulk = false;
+            }
+        });
+    }
+
+    /// Fetches what is missing, a few spans at a time: what a reader asks for meanwhile is taken before its turn.
+    pub(super) async fn all(self: &Arc<Self>) -> Result<(), FetchError> {
+        let cursor = AtomicU32::new(0);
+        let workers = (0..BULK).map(|_| self.bulk(&cursor));
+        let results = futures::future::join_all(workers).await;
+        results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        let others: Vec<_> = self.state.lock().flights.values().cloned().collect();
+        for flight in others {
+            flight.wait().await?;
+        }
+        match (0..self.members.len()).find(|member| !self.is_here(*member)) {
+            // A reader's fetch of it failed in between: its error is the answer, or it succeeds now.
+            Some(member) => {
+                let chunks = self.members.chunks(member).to_vec();
+                for chunk in chunks {
+                    self.need(chunk..chunk + 1).await?;
+                }
+                if self.presence.all() { Ok(()) } else { Err(FetchError::new("chunks are missing")) }
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn bulk(self: &Arc<Self>, cursor: &AtomicU32) -> Result<(), FetchError> {
+        while let Some((spans, flights)) = self.next_bulk(cursor) {
+            for span in spans {
+                self.run(span).await;
+            }
+            for flight in flights {
+                flight.wait().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next missing members from `cursor` on, about [`SPAN`] bytes of them.
+    fn next_bulk(&self, cursor: &AtomicU32) -> Option<(Vec<Span>, Vec<Arc<Flight>>)> {
+        let mut state = self.state.lock();
+        state.bulk = true;
+        let (mut members, mut flights, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut at = cursor.load(Ordering::Relaxed);
+        while at < self.members.len() {
+            if !state.flights.contains_key(&at) && !self.is_here(at) {
+                let size = self.members.get(at).size();
+                if !members.is_empty() && bytes + size > SPAN {
+                    break;
+                }
+                bytes += size;
+                let flight = Arc::new(Flight::default());
+                state.flights.insert(at, flight.clone());
+                flights.push(flight);
+                members.push(at);
+            }
+            at += 1;
+        }
+        cursor.store(at, Ordering::Relaxed);
+        let spans = self.spans(&state, members, Priority::Background);
+        (!flights.is_empty()).then_some((spans, flights))
+    }
+
+    /// Fetches a span; afterwards all its flights have landed, or the whole blob is on its way and will land them.
+    async fn run(self: &Arc<Self>, span: Span) {
+        let cancelled = self.scope.token().clone();
+        let outcome = tokio::select! {
+            () = cancelled.cancelled() => Err(FetchError::new("the daemon is shutting down")),
+            outcome = tokio::time::timeout(self.deadline, self.fetch(&span)) => {
+                outcome.unwrap_or_else(|_| Err(self.too_late()))
+            }
+        };
+        match outcome {
+            Ok(Fetched::Span) => {}
+            Ok(Fetched::Whole(body, from)) => self.adopt(body, &from).await,
+            Err(error) => {
+                for member in span.members {
+                    self.land(member, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn too_late(&self) -> FetchError {
+        FetchError { message: format!("no answer within {:?}", self.deadline).into(), transient: true }
+    }
+
+    async fn request(&self, range: Range<u64>, priority: Priority) -> Result<(RangeBody, String), FetchError> {
+        self.openers.range(range, priority, &self.counters).await
+    }
+
+    async fn fetch(self: &Arc<Self>, span: &Span) -> Result<Fetched, FetchError> {
+        let (body, from) = self.request(span.range.clone(), span.priority).await?;
+        if body.full && body.range != span.range {
+            return Ok(Fetched::Whole(body, from));
+        }
+        self.consume(body, &span.members).await?;
+        Ok(Fetched::Span)
+    }
+
+    /// Reads a body, hands each member on as soon as it is complete, and waits for them.
+    async fn consume(self: &Arc<Self>, mut body: RangeBody, members: &[u32]) -> Result<(), FetchError> {
+        let mut at = body.range.start;
+        let mut held = BytesMut::new();
+        let mut jobs = Vec::new();
+        let mut result = Ok(());
+        'members: for &number in members {
+            let member = self.members.get(number);
+            while at + (held.len() as u64) < member.end {
+                // Waits are bounded per piece, so that a body of any length may come as long as it comes.
+                let piece = match tokio::time::timeout(self.deadline, body.stream.next()).await {
+                    Ok(Some(Ok(piece))) => piece,
+                    Ok(Some(Err(error))) => {
+                        result = Err(error);
+                        break 'members;
+                    }
+                    Ok(None) => {
+                        result = Err(FetchError::new(format!("the answer ended before byte {}", member.end)));
+                        break 'members;
+                    }
+                    Err(_) => {
+                        result = Err(self.too_late());
+                        break 'members;
+                    }
+                };
+                self.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                held.extend_from_slice(&piece);
+                // What lies before the member is of no use to it.
+                let skip = member.start.saturating_sub(at).min(held.len() as u64);
+                if skip > 0 {
+                    let skipped = held.split_to(skip as usize).freeze();
+                    self.keep(at, skipped);
+                    at += skip;
+                }
+            }
+            let skip = member.start.saturating_sub(at) as usize;
+            let skipped = held.split_to(skip.min(held.len())).freeze();
+            at += skipped.len() as u64;
+            self.keep(at - skipped.len() as u64, skipped);
+            let size = member.size() as usize;
+            // Members of odd layers may overlap; then the bytes are used again.
+            let (Some(start), true) = (member.start.checked_sub(at), held.len() >= size) else {
+                result = Err(FetchError::new("members of the layer overlap"));
+                break;
+            };
+            debug_assert_eq!(start, 0);
+            let bytes = held.split_to(size).freeze();
+            at += size as u64;
+            if self.is_here(number) {
+                self.land(number, Ok(()));
+                continue;
+            }
+            let inner = self.clone();
+            jobs.push(self.scope.spawn_named("verify chunk", async move { inner.settle(number, bytes).await }));
+        }
+        if result.is_ok() {
+            while let Ok(Some(Ok(piece))) = tokio::time::timeout(self.deadline, body.stream.next()).await {
+                self.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                held.extend_from_slice(&piece);
+                let rest = held.split().freeze();
+                at += rest.len() as u64;
+                self.keep(at - rest.len() as u64, rest);
+            }
+        }
+        for job in jobs {
+            let _ = job.await;
+        }
+        result
+    }
+
+    /// Verifies a member and lands it; one that is wrong is fetched once more.
+    async fn settle(self: &Arc<Self>, number: u32, bytes: Bytes) {
+        let first = match self.install(number, bytes).await {
+            Ok(()) => return self.land(number, Ok(())),
+            Err(error) => error,
+        };
+        tracing::warn!(layer = %self.layer, image = self.image, error = %first, "bytes are wrong: fetch them once more");
+        self.openers.distrust();
+        let again = async {
+            let member = self.members.get(number);
+            let (mut body, _) = self.request(member.start..member.end, Priority::Demand).await?;
+            if body.range.start != member.start {
+                return Err(FetchError::new("the registry does not serve ranges"));
+            }
+            let mut bytes = BytesMut::with_capacity(member.size() as usize);
+            while (bytes.len() as u64) < member.size() {
+                let piece = body.stream.next().await.ok_or_else(|| FetchError::new("the answer ended early"))??;
+                self.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                bytes.extend_from_slice(&piece);
+            }
+            bytes.truncate(member.size() as usize);
+            self.install(number, bytes.freeze()).await.map_err(FetchError::new)
+        };
+        let outcome = match tokio::time::timeout(self.deadline, again).await {
+            Ok(outcome) => outcome.map_err(|error| FetchError::new(format!("{error} (fetched twice; first: {first})"))),
+            Err(_) => Err(FetchError::new(first)),
+        };
+        self.land(number, outcome);
+    }
+
+    /// Inflates, verifies and writes a member, then says that its chunks are here.
+    async fn install(self: &Arc<Self>, number: u32, bytes: Bytes) -> Result<(), String> {
+        let chunks: Vec<(u32, toc::Chunk, u64)> = self
+            .members
+            .chunks(number)
+            .iter()
+            .map(|chunk| {
+                let number = *chunk;
+                let chunk = self.tree.chunk(number);
+                let wanted = toc::Chunk {
+                    offset: chunk.blob_start,
+                    end: chunk.blob_end,
+                    inner_offset: chunk.inner,
+                    file_offset: 0,
+                    size: chunk.size,
+                    digest: Some(chunk.digest),
+                    zeros: false,
+                };
+                (number, wanted, chunk.data)
+            })
+            .collect();
+        let memory: u64 = bytes.len() as u64 + chunks.iter().map(|(_, chunk, _)| chunk.size).sum::<u64>();
+        let permits = u32::try_from(memory >> 10).unwrap_or(u32::MAX).clamp(1, super::super::engine::MEMORY_KIB / 2);
+        let permit = self.memory.clone().acquire_many_owned(permits).await.map_err(|e| e.to_string())?;
+        let inner = self.clone();
+        castor_task::blocking(move || {
+            let _permit = permit;
+            let wanted: Vec<toc::Chunk> = chunks.iter().map(|(_, chunk, _)| *chunk).collect();
+            let written = decode_group(inner.codec, &wanted, &bytes, &mut |place, data| {
+                inner.data.write_all_at(&data, chunks[place].2)
+            });
+            written.map_err(|error| with_source(&error))?;
+            for (chunk, _, _) in &chunks {
+                inner.presence.insert(*chunk);
+            }
+            inner.keep_now(inner.members.get(number).start, &bytes);
+            inner.arrived.notify_one();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Keeps compressed bytes that belong to no member.
+    fn keep(self: &Arc<Self>, offset: u64, bytes: Bytes) {
+        if self.ingest.is_none() || bytes.is_empty() {
+            return;
+        }
+        let inner = self.clone();
+        self.scope.spawn_named("keep compressed bytes", async move {
+            castor_task::blocking(move || inner.keep_now(offset, &bytes)).await;
+        });
+    }
+
+    fn keep_now(&self, offset: u64, bytes: &[u8]) {
+        if let Some(ingest) = &self.ingest
+            && let Err(error) = ingest.write_at(offset, bytes)
+        {
+            // They can be fetched again; what readers see does not depend on them.
+            tracing::debug!(layer = %self.layer, %error, "keep compressed bytes");
+        }
+    }
+
+    fn land(&self, member: u32, outcome: Result<(), FetchError>) {
+        let flight = {
+            let mut state = self.state.lock();
+            if outcome.is_err() && self.guessed.contains(member) && !self.used.contains(member) {
+                state.ahead.failed(self.members.get(member).size());
+            }
+            state.flights.remove(&member)
+        };
+        if let Some(flight) = flight {
+            flight.land(outcome);
+        }
+    }
+
+    /// The source sends the whole blob: reads it to the end and lands everything.
+    async fn adopt(self: &Arc<Self>, body: RangeBody, from: &str) {
+        let members: Vec<u32> = {
+            let mut state = self.state.lock();
+            if state.adopted.is_some() {
+                // Another answer of this kind is being read; it lands these members as well.
+                return;
+            }
+            state.adopted = Some(format!("{from} does not serve ranges"));
+            let missing: Vec<u32> = (0..self.members.len()).filter(|member| !self.is_here(*member)).collect();
+            for member in &missing {
+                state.flights.entry(*member).or_default();
+            }
+            missing
+        };
+        tracing::info!(layer = %self.layer, image = self.image, from, "no ranges: the answer becomes the download");
+        let cancelled = self.scope.token().clone();
+        let outcome = tokio::select! {
+            () = cancelled.cancelled() => Err(FetchError::new("the daemon is shutting down")),
+            outcome = self.consume(body, &members) => outcome,
+        };
+        let error = outcome.err().unwrap_or_else(|| FetchError::new("the answer ended early"));
+        let left: Vec<u32> = {
+            let mut state = self.state.lock();
+            if !members.iter().all(|member| self.is_here(*member)) {
+                // The next reader tries anew.
+                state.adopted = None;
+            }
+            state.flights.keys().copied().filter(|member| members.contains(member)).collect()
+        };
+        for member in left {
+            let outcome = if self.is_here(member) { Ok(()) } else { Err(error.clone()) };
+            self.land(member, outcome);
+        }
+    }
+
+    pub(super) async fn offer(self: &Arc<Self>, offset: u64, bytes: &[u8]) {
+        let end = offset + bytes.len() as u64;
+        let inside = self.members.within(&(offset..end));
+        for number in inside {
+            let member = self.members.get(number);
+            let slice = &bytes[(member.start - offset) as usize..(member.end - offset) as usize];
+            if self.is_here(number) {
+                continue;
+            }
+            if let Err(error) = self.install(number, Bytes::copy_from_slice(slice)).await {
+                tracing::warn!(layer = %self.layer, image = self.image, error, "bytes beside the TOC are wrong");
+                return;
+            }
+        }
+        let inner = self.clone();
+        let bytes = Bytes::copy_from_slice(bytes);
+        castor_task::blocking(move || inner.keep_now(offset, &bytes)).await;
+    }
+}
+
+enum Fetched {
+    Span,
+    /// The source sends the whole blob instead.
+    Whole(RangeBody, String),
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,192 @@
+//! Mounted image trees.
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use castor_mount::{Detached, Device};
+use castor_oci::Digest;
+use parking_lot::Mutex;
+
+use crate::engine::Shared;
+use crate::error::LayerError;
+use crate::image::{self, Base};
+use crate::layer::Layer;
+use crate::serve::{MAX_READ, Server};
+use crate::source::LayerId;
+use crate::tree::Tree;
+
+/// The mounted tree of a list of layers: an overlay lower. Nothing of it is visible in any mount namespace.
+///
+/// Whoever mounts an overlay on it keeps it for as long as that is mounted: when it goes, reads that wait for missing
+/// bytes are answered with EIO.
+pub struct ImageTree {
+    /// `None` only while it is being dropped.
+    mount: Option<Detached>,
+    layers: Vec<Arc<Layer>>,
+    /// Numbers of the layers that are served, not read from their files.
+    served: Vec<u64>,
+    shared: Arc<Shared>,
+    users: Users,
+}
+
+type Users = Arc<Mutex<HashMap<u64, usize>>>;
+
+impl std::fmt::Debug for ImageTree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ids: Vec<LayerId> = self.layers.iter().map(|layer| layer.id()).collect();
+        f.debug_struct("ImageTree").field("layers", &ids).field("served", &self.served).finish_non_exhaustive()
+    }
+}
+
+impl ImageTree {
+    /// The detached mount.
+    #[expect(clippy::expect_used, reason = "the mount is only taken when the value is dropped")]
+    pub fn mount(&self) -> &Detached {
+        self.mount.as_ref().expect("an image tree in use is mounted")
+    }
+
+    /// The layers, lowest first.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// Whether data of it is served by this process.
+    pub fn is_served(&self) -> bool {
+        !self.served.is_empty()
+    }
+}
+
+impl Drop for ImageTree {
+    fn drop(&mut self) {
+        if let Some(server) = self.shared.server() {
+            let mut users = self.users.lock();
+            for number in &self.served {
+                let left = users.get_mut(number).map_or(0, |count| {
+                    *count -= 1;
+                    *count
+                });
+                if left == 0 {
+                    users.remove(number);
+                    // An unmount waits, unkillably, for pages that are being read.
+                    server.release(*number);
+                }
+            }
+        }
+        drop(self.mount.take());
+    }
+}
+
+/// The trees that are mounted.
+#[derive(Default)]
+pub(crate) struct Trees {
+    mounted: Mutex<HashMap<Digest, Weak<ImageTree>>>,
+    /// One at a time is built and mounted: the read-ahead setting is found by what has just appeared.
+    building: tokio::sync::Mutex<()>,
+    users: Users,
+}
+
+impl Trees {
+    /// The mounted tree of `layers`, all of which are ready.
+    pub(crate) async fn get(
+        &self,
+        shared: &Arc<Shared>,
+        layers: Vec<Arc<Layer>>,
+        base: Base,
+    ) -> Result<Arc<ImageTree>, LayerError> {
+        let ids: Vec<LayerId> = layers.iter().map(|layer| layer.id()).collect();
+        let name = image::name(&ids, base);
+        let _one = self.building.lock().await;
+        if let Some(tree) = self.mounted.lock().get(&name).and_then(Weak::upgrade) {
+            return Ok(tree);
+        }
+        if let Err(reason) = &shared.modes().complete {
+            return Err(LayerError::Mount(reason.clone()));
+        }
+        let path = shared.config.root.join("trees").join(format!("{}.erofs", name.hex()));
+        let (this, users) = (shared.clone(), self.users.clone());
+        let tree = castor_task::blocking(move || mount(&this, layers, base, name, &path, users)).await?;
+        let tree = Arc::new(tree);
+        let mut mounted = self.mounted.lock();
+        mounted.retain(|_, tree| tree.strong_count() > 0);
+        mounted.insert(name, Arc::downgrade(&tree));
+        Ok(tree)
+    }
+}
+
+/// Builds the image if it is not there, and mounts it. Blocks.
+fn mount(
+    shared: &Arc<Shared>,
+    layers: Vec<Arc<Layer>>,
+    base: Base,
+    name: Digest,
+    path: &Path,
+    users: Users,
+) -> Result<ImageTree, LayerError> {
+    let objects = layers
+        .iter()
+        .map(|layer| layer.core.object.get().ok_or(LayerError::Unknown(layer.id())))
+        .collect::<Result<Vec<_>, _>>()?;
+    let trees: Vec<&Tree> = objects.iter().map(|object| &*object.tree).collect();
+    if !path.exists() {
+        image::build(&trees, name, base, path).map_err(LayerError::Mount)?;
+    }
+    let mut served = Vec::new();
+    let mut seen = HashSet::new();
+    let names: Vec<_> = layers.iter().map(|layer| Server::name(layer.core.number)).collect();
+    let mut devices = Vec::new();
+    for ((layer, object), file) in layers.iter().zip(&objects).zip(&names) {
+        if object.tree.data_size() == 0 {
+            continue;
+        }
+        match (layer.is_complete(), shared.server()) {
+            (true, _) => devices.push(Device::File(object.data.as_fd())),
+            (false, Some(server)) => {
+                devices.push(Device::In(server.directory(), file));
+                if seen.insert(layer.core.number) {
+                    served.push(layer.core.number);
+                }
+            }
+            (false, None) => {
+                let reason = shared.modes().lazy.clone().err().unwrap_or_default();
+                return Err(LayerError::Mount(format!("layer {} is not complete: {reason}", layer.id())));
+            }
+        }
+    }
+    let image = std::fs::File::open(path).map_err(|e| LayerError::io("open", path, e))?;
+    let before = (!served.is_empty()).then(devices_with_read_ahead);
+    let mounted = castor_mount::erofs(image.as_fd(), &devices, devices.is_empty());
+    drop(devices);
+    let detached = mounted.map_err(|error| LayerError::Mount(error.to_string()))?;
+    if let Some(before) = before {
+        raise_read_ahead(&before);
+    }
+    {
+        let mut users = users.lock();
+        for number in &served {
+            *users.entry(*number).or_default() += 1;
+        }
+    }
+    Ok(ImageTree { mount: Some(detached), layers, served, shared: shared.clone(), users })
+}
+
+const BDI: &str = "/sys/class/bdi";
+
+fn devices_with_read_ahead() -> HashSet<String> {
+    let Ok(entries) = std::fs::read_dir(BDI) else { return HashSet::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("erofs-")).collect()
+}
+
+/// Lets the mount that has just appeared read ahead as far as the server answers at once. A served read costs a switch
+/// of processes, so larger ones pay; if the setting cannot be found, reads are only smaller.
+fn raise_read_ahead(before: &HashSet<String>) {
+    for name in devices_with_read_ahead().difference(before) {
+        let path = Path::new(BDI).join(name).join("read_ahead_kb");
+        if let Err(error) = std::fs::write(&path, (MAX_READ >> 10).to_string()) {
+            tracing::debug!(path = %path.display(), %error, "set read-ahead");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Opening a layer lazily: one request for its end, where footer and TOC are, and an object made of the TOC.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use castor_estargz::annotation::{self, TocDigest};
+use castor_estargz::footer::{self, FooterError, TocLocation};
+use castor_estargz::toc::{self, Toc};
+use castor_oci::Digest;
+use futures::StreamExt as _;
+
+use crate::engine::Shared;
+use crate::error::LayerError;
+use crate::fetch::Openers;
+use crate::layer::Layer;
+use crate::origin::Origin;
+use crate::source::{FetchError, LayerId, LayerSource, Lazy, Priority, RangeBody};
+use crate::tree::from_toc;
+use crate::unpack::with_sources;
+
+/// Bounds of the first request: a share of the blob, because a TOC grows with it.
+const TAIL: Range<u64> = 128 << 10..2 << 20;
+const TAIL_SHARE: u64 = 64;
+
+/// What became of the attempt to open a layer lazily.
+pub(crate) enum Attempt {
+    Lazy(Arc<Layer>),
+    Fallback(Fallback),
+}
+
+/// Why a layer is not lazy.
+pub(crate) struct Fallback {
+    pub reason: String,
+    /// The user should know: the layer claims to be what it is not.
+    pub warn: bool,
+    /// The whole blob, on its way already.
+    pub body: Option<RangeBody>,
+}
+
+impl Fallback {
+    fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), warn: false, body: None }
+    }
+
+    fn warning(reason: impl Into<String>) -> Self {
+        Self { warn: true, ..Self::new(reason) }
+    }
+}
+
+/// The digest of the TOC that a layer is to be read by.
+pub(crate) fn toc_of(source: &LayerSource) -> Option<Digest> {
+    match annotation::toc_digest(&source.descriptor.annotations).ok().flatten()? {
+        TocDigest::Uncompressed(digest) | TocDigest::Compressed(digest) => Some(digest),
+    }
+}
+
+/// Tries it. An error is one that an eager download would meet as well.
+pub(crate) async fn attempt(shared: &Arc<Shared>, source: &LayerSource) -> Result<Attempt, LayerError> {
+    let fallback = |fallback: Fallback| Ok(Attempt::Fallback(fallback));
+    if source.want == Lazy::Never {
+        return fallback(Fallback::new("lazy layers are not asked for"));
+    }
+    if let Err(reason) = &shared.modes().lazy {
+        return fallback(Fallback::new(reason.clone()));
+    }
+    let expected = match annotation::toc_digest(&source.descriptor.annotations) {
+        Ok(Some(expected)) => expected,
+        Ok(None) => return fallback(Fallback::new("it has no annotation of a TOC digest")),
+        Err(error) => return fallback(Fallback::warning(error.to_string())),
+    };
+    match read_toc(shared, source, expected).await {
+        Ok(found) => match make(shared, source, found).await {
+            Ok(layer) => Ok(Attempt::Lazy(layer)),
+            Err(Stop::Fallback(reason)) => fallback(reason),
+            Err(Stop::Error(error)) => Err(error),
+        },
+        Err(Stop::Fallback(reason)) => fallback(reason),
+        Err(Stop::Error(error)) => Err(error),
+    }
+}
+
+enum Stop {
+    Fallback(Fallback),
+    Error(LayerError),
+}
+
+/// A verified TOC, and bytes of the blob that came with it.
+struct Found {
+    toc: Toc,
+    digest: Digest,
+    payload_end: u64,
+    tail: Bytes,
+    tail_start: u64,
+    requests: u64,
+    bytes: u64,
+}
+
+async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDigest) -> Result<Found, Stop> {
+    let size = source.descriptor.size;
+    let want = (size / TAIL_SHARE).clamp(TAIL.start, TAIL.end).min(size);
+    let tail_start = size - want;
+    let counters = crate::fetch::Counters::default();
+    let openers = Openers::default();
+    openers.attach(source.opener.clone());
+    let fetch = |range: Range<u64>| collect(shared, source, &openers, &counters, range);
+    let tail = fetch(tail_start..size).await?;
+    let location = match footer::parse(&tail[tail.len().saturating_sub(footer::MAX_SIZE)..], size) {
+        Ok(footer) => match footer.toc {
+            Some(location) => location,
+            None => return Err(Stop::Fallback(Fallback::new("its TOC is in another blob"))),
+        },
+        Err(error) => match (annotation::toc_location(&source.descriptor.annotations, size), error) {
+            (Ok(Some(location)), _) => location,
+            (_, error @ FooterError::None) => return Err(Stop::Fallback(Fallback::warning(error.to_string()))),
+            (_, error) => return Err(Stop::Fallback(Fallback::warning(error.to_string()))),
+        },
+    };
+    let compressed = toc_bytes(&location, &tail, tail_start, fetch).await?;
+    let parsed = castor_task::blocking(move || {
+        let json = toc::decode(&location, &compressed, Some(&expected))?;
+        let toc = Toc::parse(&json, codec_of(&location), location.payload_end)?;
+        toc.check_verifiable()?;
+        Ok::<_, toc::TocError>(toc)
+    })
+    .await;
+    let toc = parsed.map_err(|error| Stop::Fallback(Fallback::warning(with_sources(&error))))?;
+    let (TocDigest::Uncompressed(digest) | TocDigest::Compressed(digest)) = expected;
+    Ok(Found {
+        toc,
+        digest,
+        payload_end: location.payload_end,
+        tail,
+        tail_start,
+        requests: counters.requests.into_inner(),
+        bytes: counters.fetched.into_inner(),
+    })
+}
+
+fn codec_of(location: &TocLocation) -> castor_estargz::Codec {
+    location.codec
+}
+
+/// The compressed TOC, of which the tail may lack the beginning.
+async fn toc_bytes<F, W>(location: &TocLocation, tail: &Bytes, tail_start: u64, fetch: F) -> Result<Bytes, Stop>
+where
+    F: Fn(Range<u64>) -> W,
+    W: Future<Output = Result<Bytes, Stop>>,
+{
+    let end = location.offset + location.compressed_size;
+    if location.offset >= tail_start {
+        let start = (location.offset - tail_start) as usize;
+        return Ok(tail.slice(start..(end - tail_start) as usize));
+    }
+    let mut bytes = BytesMut::from(&*fetch(location.offset..tail_start.min(end)).await?);
+    if end > tail_start {
+        bytes.extend_from_slice(&tail[..(end - tail_start) as usize]);
+    }
+    Ok(bytes.freeze())
+}
+
+/// Reads a range; an answer with the whole blob becomes the eager download.
+async fn collect(
+    shared: &Arc<Shared>,
+    source: &LayerSource,
+    openers: &Openers,
+    counters: &crate::fetch::Counters,
+    range: Range<u64>,
+) -> Result<Bytes, Stop> {
+    let failed = |source_error: FetchError| {
+        Stop::Error(LayerError::Fetch {
+            layer: source.descriptor.digest,
+            image: source.image.clone(),
+            source: source_error,
+        })
+    };
+    let once = async {
+        let (mut body, from) = openers.range(range.clone(), Priority::Demand, counters).await.map_err(failed)?;
+        if body.full && body.range != range {
+            let reason = format!("{from} does not serve ranges");
+            return Err(Stop::Fallback(Fallback { body: Some(body), ..Fallback::new(reason) }));
+        }
+        let mut bytes = BytesMut::new();
+        let length = range.end - range.start;
+        while (bytes.len() as u64) < length {
+            match body.stream.next().await {
+                Some(piece) => bytes.extend_from_slice(&piece.map_err(failed)?),
+                None => return Err(failed(FetchError::new("the answer ended early"))),
+            }
+        }
+        bytes.truncate(length as usize);
+        counters.fetched.fetch_add(length, std::sync::atomic::Ordering::Relaxed);
+        Ok(bytes.freeze())
+    };
+    match tokio::time::timeout(shared.config.read_deadline, once).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(failed(FetchError::new(format!("no answer within {:?}", shared.config.read_deadline)))),
+    }
+}
+
+/// Makes the object and opens it. The rename is the commit point.
+async fn make(shared: &Arc<Shared>, source: &LayerSource, found: Found) -> Result<Arc<Layer>, Stop> {
+    let id = LayerId { blob: source.descriptor.digest, toc: Some(found.digest) };
+    let origin = Origin::new(
+        source.descriptor.clone(),
+        source.origins.clone(),
+        source.image.clone(),
+        source.diff_id,
+    );
+    let (this, toc, payload_end) = (shared.clone(), found.toc, found.payload_end);
+    let size = source.descriptor.size;
+    let written = castor_task::blocking(move || {
+        let plan = from_toc(&toc, size, payload_end)
+            .map_err(|error| Stop::Fallback(Fallback::warning(error.to_string())))?;
+        let dir = this.new_dir().map_err(Stop::Error)?;
+        let outcome = crate::download::write_object(&dir, &plan, &origin, None)
+            .and_then(|()| crate::download::commit_object(&dir, &this.layer_dir(id)));
+        outcome.map_err(|error| {
+            let _ = std::fs::remove_dir_all(&dir);
+            Stop::Error(error)
+        })
+    })
+    .await;
+    written?;
+    let layer = match shared.load(id).await {
+        Ok(Some(layer)) => layer,
+        Ok(None) => {
+            let reason = "it cannot be read back".to_owned();
+            return Err(Stop::Error(LayerError::Object { layer: id, reason }));
+        }
+        Err(error) => return Err(Stop::Error(error)),
+    };
+    let core = layer.core.clone();
+    core.openers.attach(source.opener.clone());
+    core.counters.requests.fetch_add(found.requests, std::sync::atomic::Ordering::Relaxed);
+    core.counters.fetched.fetch_add(found.bytes, std::sync::atomic::Ordering::Relaxed);
+    core.scope.clone().spawn_named("keep the end of the layer", async move {
+        if let Some(fetcher) = core.object.get().and_then(|object| object.fetcher.as_ref()) {
+            fetcher.offer(found.tail_start, &found.tail).await;
+        }
+    });
+    Ok(layer)
+}
