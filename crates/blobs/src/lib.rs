@@ -1,1 +1,176 @@
-//! castor-blobs
+//! The blobs of a ref: what its parts are as layers of an image, and how they become that.
+//!
+//! A part that is a layer of an image has its blob already, here or in a registry, and keeps it: nothing is fetched to
+//! describe it. A part that a step made gets a blob by comparing snapshots: diff → tar → compression → content store.
+//! What was made is remembered with the record, one [`LayerBlob`] per form, so that it is made once. With
+//! [`Compression::force`] every part is brought to the form that is asked for.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod compression;
+mod error;
+mod pipeline;
+mod variants;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use castor_content::{Blob, ContentStore, Resource};
+use castor_oci::{Descriptor, Digest};
+use castor_progress::Timestamp;
+use castor_solver::Cx;
+use castor_store::{ImageLayer, ImmutableRef, Part, PartKind, Store};
+use castor_task::{Flight, Scope};
+
+pub use compression::{Compression, Form};
+pub use error::BlobError;
+use variants::Variant;
+
+/// How long a converted blob of a record that goes meanwhile is kept for the export that made it.
+const GRACE: Duration = Duration::from_secs(3600);
+
+/// A part of a ref as a layer of an image.
+#[derive(Debug, Clone)]
+pub struct LayerBlob {
+    /// Names the blob, with the annotations that images show.
+    pub descriptor: Descriptor,
+    /// Digest of the uncompressed tar stream. Of a lazy layer it is what its image claims.
+    pub diff_id: Digest,
+    /// When it was made.
+    pub created: Timestamp,
+    /// What made it.
+    pub description: String,
+    /// The layer that the blob is of, when it is an image's own and may not be here.
+    pub image: Option<Box<ImageLayer>>,
+    record: ImmutableRef,
+}
+
+/// Makes blobs. Clones share their work: a blob that two exports want is made once.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    store: Store,
+    flight: Flight<(String, Form, Option<u32>), Result<Variant, Arc<BlobError>>>,
+}
+
+impl Blobs {
+    /// Makes the blobs of `store`'s refs; work runs in `scope`.
+    pub fn new(store: Store, scope: &Scope) -> Self {
+        Self { store, flight: Flight::new(scope) }
+    }
+
+    /// Where blobs are.
+    pub fn content(&self) -> &Arc<dyn ContentStore> {
+        self.store.content()
+    }
+
+    /// The layers of `reference`, lowest first, in the form that `compression` asks for.
+    pub async fn layers(
+        &self,
+        cx: &Cx,
+        reference: &ImmutableRef,
+        compression: Compression,
+    ) -> Result<Vec<LayerBlob>, Arc<BlobError>> {
+        // All at once: the pools bound how much really runs.
+        let parts = reference.parts();
+        futures::future::try_join_all(parts.into_iter().map(|part| self.layer(cx, part, compression))).await
+    }
+
+    async fn layer(&self, cx: &Cx, part: Part, compression: Compression) -> Result<LayerBlob, Arc<BlobError>> {
+        if let PartKind::Image(layer) = &part.kind
+            && (!compression.force || compression.fits(&layer.descriptor))
+        {
+            return self.image_layer(cx, &part, layer).await;
+        }
+        let variant = match self.remembered(&part, compression).await? {
+            Some(variant) => variant,
+            None => {
+                let key = (part.record.id().to_owned(), compression.form, compression.level);
+                let (work, cx, record) = (self.clone(), cx.clone(), part.clone());
+                let made = self.flight.run(key, move |token| async move {
+                    work.make(&cx.with_token(token), &record, compression).await.map_err(Arc::new)
+                });
+                made.await.map_err(|aborted| Arc::new(BlobError::from(aborted)))??
+            }
+        };
+        Ok(LayerBlob {
+            descriptor: variant.descriptor,
+            diff_id: variant.diff_id,
+            created: part.created,
+            description: part.description,
+            image: None,
+            record: part.record,
+        })
+    }
+
+    /// An image's own layer, as it is.
+    async fn image_layer(&self, cx: &Cx, part: &Part, layer: &ImageLayer) -> Result<LayerBlob, Arc<BlobError>> {
+        let diff_id = match layer.diff_id {
+            Some(diff_id) => diff_id,
+            None => self.verified_diff_id(cx, part, layer).await.map_err(Arc::new)?,
+        };
+        Ok(LayerBlob {
+            descriptor: layer.descriptor.clone(),
+            diff_id,
+            created: layer.created.unwrap_or(part.created),
+            description: part.description.clone(),
+            image: Some(Box::new(layer.clone())),
+            record: part.record.clone(),
+        })
+    }
+
+    /// The diff ID of a layer whose image claims none: known once all of it was read.
+    async fn verified_diff_id(&self, cx: &Cx, part: &Part, layer: &ImageLayer) -> Result<Digest, BlobError> {
+        part.record.complete(cx).await?;
+        let layers = part.record.layers(cx).await?;
+        let verified = layers.last().and_then(|object| object.verified());
+        verified.ok_or_else(|| BlobError::NoDiffId { image: layer.image.clone(), layer: layer.descriptor.digest })
+    }
+
+    /// A blob of the part that was made before and still is here: of the form asked for, or of any if none was forced.
+    async fn remembered(&self, part: &Part, compression: Compression) -> Result<Option<Variant>, Arc<BlobError>> {
+        for variant in variants::remembered(&part.record, compression) {
+            let here = self.store.content().info(&variant.descriptor.digest).await.map_err(BlobError::from)?;
+            if here.is_some() {
+                return Ok(Some(variant));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn make(&self, cx: &Cx, part: &Part, compression: Compression) -> Result<Variant, BlobError> {
+        let content = self.store.content();
+        // Its own lease keeps the blob until the record's holds it, also when this task is cut off in between.
+        let lease = format!("blob-of-{}-{}", part.record.id(), compression.form.name());
+        self.store.leases().create_lease(&lease, Default::default(), Some(GRACE)).await?;
+        let variant = match &part.kind {
+            PartKind::Image(layer) => {
+                let blob = self.image_blob(cx, &part.record, layer).await?;
+                pipeline::convert(content, blob, compression, &lease).await?
+            }
+            PartKind::Change | PartKind::Difference => {
+                let lower = part.record.lower().snapshot(cx).await?;
+                let upper = part.record.snapshot(cx).await?;
+                pipeline::compare(content, self.store.differ(), lower, upper, compression, &lease).await?
+            }
+        };
+        part.record.hold(Resource::Blob(variant.descriptor.digest)).await?;
+        variants::remember(&part.record, compression, &variant);
+        self.store.leases().delete_lease(&lease).await?;
+        Ok(variant)
+    }
+
+    /// The bytes of a layer's blob, brought here if they are not.
+    pub async fn open(&self, cx: &Cx, layer: &LayerBlob) -> Result<Blob, BlobError> {
+        match &layer.image {
+            Some(image) => self.image_blob(cx, &layer.record, image).await,
+            None => Ok(self.store.content().open(&layer.descriptor.digest).await?),
+        }
+    }
+
+    async fn image_blob(&self, cx: &Cx, record: &ImmutableRef, layer: &ImageLayer) -> Result<Blob, BlobError> {
+        let digest = &layer.descriptor.digest;
+        if self.store.content().info(digest).await?.is_none() {
+            record.complete(cx).await?;
+        }
+        Ok(self.store.content().open(digest).await?)
+    }
+}

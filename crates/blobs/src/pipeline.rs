@@ -1,0 +1,112 @@
+//! From a tar stream to a blob: hash, compress, hash, store; on threads of the bounded pools, in bounded memory.
+
+use std::io::{self, BufReader, Read, Write};
+use std::sync::Arc;
+
+use castor_archive::{Encoder, HashingReader, HashingWriter, decompress};
+use castor_content::{Blob, Commit, ContentStore, Writer};
+use castor_estargz::{Builder, Options};
+use castor_oci::{ANNOTATION_TOC_DIGEST, ANNOTATION_UNCOMPRESSED_SIZE, Descriptor, Digest};
+use castor_snapshot::{Differ, SnapshotId};
+
+use crate::{BlobError, Compression, Form, variants::Variant};
+
+/// Buffer between the one who makes the tar and the one who compresses it.
+const BUFFER: usize = 256 << 10;
+
+/// A blob that is written but not yet named.
+struct Written {
+    writer: Writer,
+    diff_id: Digest,
+    /// Annotations of eStargz: digest of the TOC, uncompressed size.
+    toc: Option<(Digest, u64)>,
+}
+
+/// The changes from `lower` to `upper` as a blob that `lease` holds.
+pub(crate) async fn compare(
+    content: &Arc<dyn ContentStore>,
+    differ: &Arc<dyn Differ>,
+    lower: Option<SnapshotId>,
+    upper: Option<SnapshotId>,
+    compression: Compression,
+    lease: &str,
+) -> Result<Variant, BlobError> {
+    let writer = content.writer().await?;
+    let (reader, pipe) = io::pipe()?;
+    // The two ends run on pools of their own: the one that makes the tar may wait for a registry.
+    let compressing = castor_task::blocking(move || compress(BufReader::with_capacity(BUFFER, reader), writer, compression));
+    let making = async {
+        let mut out: Box<dyn Write + Send> = Box::new(io::BufWriter::with_capacity(BUFFER, pipe));
+        if let Some(upper) = &upper {
+            out = differ.diff(lower.as_ref(), upper, out).await?.0;
+        } else {
+            out.write_all(&[0; 1024])?;
+        }
+        out.flush()?;
+        drop(out);
+        Ok::<_, BlobError>(())
+    };
+    let (made, written) = tokio::join!(making, compressing);
+    // The maker's error first: what the other says of a pipe that broke is a consequence.
+    made?;
+    name(written?, compression, lease).await
+}
+
+/// `blob` in another form, held by `lease`.
+pub(crate) async fn convert(
+    content: &Arc<dyn ContentStore>,
+    blob: Blob,
+    compression: Compression,
+    lease: &str,
+) -> Result<Variant, BlobError> {
+    let writer = content.writer().await?;
+    let written = castor_task::blocking(move || {
+        let layer = blob.digest();
+        let decompressing = |source| BlobError::Decompress { layer, source };
+        let tar = plain_tar(&blob).map_err(decompressing)?;
+        compress(tar, writer, compression)
+    });
+    name(written.await?, compression, lease).await
+}
+
+/// The tar that a blob was made of: an eStargz blob's without its TOC.
+fn plain_tar(blob: &Blob) -> io::Result<Box<dyn Read + Send>> {
+    const TAIL: u64 = 512;
+    let start = blob.size().saturating_sub(TAIL);
+    let mut tail = vec![0; usize::try_from(blob.size() - start).unwrap_or_default()];
+    let read = blob.read_at(&mut tail, start)?;
+    tail.truncate(read);
+    match castor_estargz::footer::parse(&tail, blob.size()) {
+        Ok(footer) => castor_estargz::tar_of(blob.file().clone(), &footer),
+        Err(_) => Ok(decompress(blob.reader(0))?.1),
+    }
+}
+
+fn compress(tar: impl Read + Send, writer: Writer, compression: Compression) -> Result<Written, BlobError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let Some(codec) = compression.codec() else {
+        let mut writer = writer;
+        let options = Options { level: compression.level, threads, ..Options::default() };
+        let built = Builder::new(options).build(tar, &mut writer)?;
+        let toc = Some((built.toc_digest, built.uncompressed_size));
+        return Ok(Written { writer, diff_id: built.diff_id, toc });
+    };
+    let mut tar = HashingReader::new(tar);
+    let mut encoder = Encoder::parallel(HashingWriter::new(writer), codec, threads)?;
+    io::copy(&mut tar, &mut encoder)?;
+    let (writer, _, _) = encoder.finish()?.finish();
+    let (diff_id, _) = tar.finish();
+    Ok(Written { writer, diff_id, toc: None })
+}
+
+async fn name(written: Written, compression: Compression, lease: &str) -> Result<Variant, BlobError> {
+    let commit = Commit { lease: Some(lease.to_owned()), ..Commit::default() };
+    let info = written.writer.commit(None, commit).await?;
+    let mut descriptor = Descriptor::new(compression.form.media_type(), info.digest, info.size);
+    if let Some((toc, size)) = written.toc {
+        debug_assert_eq!(compression.form, Form::Estargz);
+        descriptor.annotations.insert(ANNOTATION_TOC_DIGEST.into(), toc.to_string());
+        descriptor.annotations.insert(ANNOTATION_UNCOMPRESSED_SIZE.into(), size.to_string());
+    }
+    Ok(Variant { descriptor, diff_id: written.diff_id, level: compression.level })
+}
