@@ -4,7 +4,7 @@ mod header;
 mod reader;
 mod writer;
 
-pub use header::{Header, HeaderError, Kind, Record};
+pub use header::{Header, HeaderError, Kind, Record, XATTR_RECORD_PREFIX};
 pub use reader::{Limits, Reader, TarError};
 pub use writer::Writer;
 
