@@ -6,6 +6,15 @@ use std::path::{Path, PathBuf};
 /// Where cgroup file systems are mounted.
 const MOUNT_POINT: &str = "/sys/fs/cgroup";
 
+/// Where the second version is mounted in a hybrid arrangement.
+pub const UNIFIED: &std::ffi::CStr = c"/sys/fs/cgroup/unified";
+
+/// Whether a hybrid arrangement has controllers in both versions.
+pub fn unified_has_controllers() -> bool {
+    let controllers = Path::new(MOUNT_POINT).join("unified/cgroup.controllers");
+    fs::read_to_string(controllers).is_ok_and(|text| !text.trim().is_empty())
+}
+
 /// How the host arranges cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hierarchy {

@@ -1,6 +1,6 @@
 //! The OCI runtime as a program: which one, its commands, how it is started.
 
-#![allow(unsafe_code)] // The death signal of a child can only be set between fork and exec.
+#![allow(unsafe_code)] // The death signal and the mounts of a child can only be set between fork and exec.
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,10 +9,12 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::cgroup;
 use crate::error::ExecError;
 
 /// How long a command that should be quick may take.
@@ -60,7 +62,9 @@ impl Runtime {
             .map_err(|source| ExecError::Spawn { binary: binary.clone(), source })?;
         let crun = String::from_utf8_lossy(&version.stdout).starts_with("crun");
         let flavour = if crun { Flavour::Crun } else { Flavour::Runc };
-        let spawner = Spawner::start().map_err(|source| ExecError::Spawn { binary: binary.clone(), source })?;
+        let hide_unified = flavour == Flavour::Crun && cgroup::unified_has_controllers();
+        let spawner =
+            Spawner::start(hide_unified).map_err(|source| ExecError::Spawn { binary: binary.clone(), source })?;
         Ok(Self { binary, flavour, state, spawner })
     }
 
@@ -188,6 +192,8 @@ fn look_up(name: &Path) -> Option<PathBuf> {
 #[derive(Debug)]
 struct Spawner {
     requests: mpsc::Sender<Request>,
+    /// Children do not see the second version's hierarchy: crun refuses a host where both versions have controllers.
+    hide_unified: bool,
 }
 
 struct Request {
@@ -197,7 +203,7 @@ struct Request {
 }
 
 impl Spawner {
-    fn start() -> io::Result<Self> {
+    fn start(hide_unified: bool) -> io::Result<Self> {
         let (requests, incoming) = mpsc::channel::<Request>();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
             for Request { mut command, runtime, answer } in incoming {
@@ -206,17 +212,18 @@ impl Spawner {
                 let _ = answer.send(command.spawn());
             }
         })?;
-        Ok(Self { requests })
+        Ok(Self { requests, hide_unified })
     }
 
     async fn spawn(&self, mut command: Command) -> io::Result<Child> {
         // A group of its own: a terminal's interrupt is for the daemon, which ends its children in order.
         command.process_group(0);
-        // SAFETY: between fork and exec only async-signal-safe calls are made: one prctl, no allocation.
+        let hide_unified = self.hide_unified;
+        // SAFETY: between fork and exec only async-signal-safe calls are made: system calls, no allocation.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-                Ok(())
+                if hide_unified { hide_unified_hierarchy() } else { Ok(()) }
             });
         }
         let (answer, answered) = oneshot::channel();
@@ -225,6 +232,17 @@ impl Spawner {
         self.requests.send(request).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
+}
+
+/// Unmounts the second version's hierarchy in a mount namespace of the calling process's own. For a child that has not
+/// executed its program yet: makes system calls only.
+fn hide_unified_hierarchy() -> io::Result<()> {
+    // SAFETY: the child has one thread and shares no memory-safety relevant state through its mount namespace.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
+    // Without this the unmount would be the host's too.
+    rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    rustix::mount::unmount(cgroup::UNIFIED, UnmountFlags::DETACH)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -242,7 +260,7 @@ mod tests {
 
     #[tokio::test]
     async fn children_have_a_death_signal() {
-        let spawner = Spawner::start().unwrap();
+        let spawner = Spawner::start(false).unwrap();
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "exit 7"]);
         let status = spawner.spawn(command).await.unwrap().wait().await.unwrap();

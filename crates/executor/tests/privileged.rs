@@ -494,7 +494,8 @@ async fn privileged_more_processes_in_a_container() {
 #[tokio::test]
 async fn privileged_terminals_and_signals() {
     let bench = Bench::new();
-    let mut process = bench.process("trap 'stty size' WINCH; echo ready; until [ -n \"$line\" ]; do read line; done; echo got $line");
+    let mut process =
+        bench.process("trap 'until stty size; do :; done' WINCH; echo ready; until [ -n \"$line\" ]; do read line; done; echo got $line");
     process.meta.tty = true;
     let stdout = Captured::default();
     process.stdio.stdout = stdout.output();
