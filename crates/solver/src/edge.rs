@@ -30,11 +30,14 @@ pub(crate) async fn run<R: Clone + Send + Sync + 'static>(
     }
 }
 
+/// An input: its vertex and the output of it.
+type Input<R> = (Arc<VertexState<R>>, Arc<EdgeState<R>>);
+
 struct Solving<R> {
     state: Arc<VertexState<R>>,
     edge: Arc<EdgeState<R>>,
     publish: watch::Sender<View<R>>,
-    inputs: Vec<(Arc<VertexState<R>>, Arc<EdgeState<R>>)>,
+    inputs: Vec<Input<R>>,
     maps: Vec<Arc<CacheMap<R>>>,
     last_map: bool,
     /// The keys of the inputs, as far as known.
@@ -474,6 +477,11 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
                 let output = executed.outputs.get(self.edge.output).and_then(Option::as_ref);
                 let output = output.ok_or(SolveErrorKind::NoOutput { vertex, output: self.edge.output })?;
                 return Ok(Some((output.result.clone(), self.all_keys(&output.keys))));
+            }
+            // One of its own that was abandoned may not have ended.
+            let previous = state.execution.lock().clone();
+            if let Some(previous) = previous {
+                previous.ended_if_abandoned().await;
             }
             let identity = self.identity();
             let (waiter, joined) = match state.shared.executions.enter(&state, &identity) {
