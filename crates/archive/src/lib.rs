@@ -19,14 +19,14 @@ pub mod listing;
 pub mod names;
 pub mod ordered;
 mod pgzip;
-mod read_at;
+pub mod read_at;
 pub mod tar;
 pub mod xattrs;
 
 pub use codec::{Codec, CodecError, Compression, Encoder, decompress};
 pub use hashing::{HashingReader, HashingWriter};
 pub use listing::Listing;
-pub use read_at::{ReadAt, SliceReader};
+pub use read_at::ReadAt;
 
 /// A point in time: seconds since 1970 and the nanoseconds that follow them (also before 1970).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,10 +14,11 @@
 pub mod annotation;
 pub mod chunk;
 pub mod footer;
-mod open;
+pub mod open;
 pub mod toc;
 mod write;
 
+pub use annotation::TocDigests;
 pub use castor_archive::ReadAt;
 pub use chunk::ChunkError;
 pub use footer::{Footer, FooterError, TocLocation};

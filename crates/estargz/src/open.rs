@@ -1,13 +1,15 @@
 //! A whole blob that is here.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 
 use castor_archive::ReadAt;
+use castor_archive::read_at::SliceReader;
 
-use crate::annotation::AnnotationError;
-use crate::footer::{Footer, FooterError};
-use crate::toc::{Toc, TocError};
+use crate::Codec;
+use crate::annotation::{self, AnnotationError};
+use crate::footer::{self, Footer, FooterError};
+use crate::toc::{self, Toc, TocError};
 
 /// A blob with its TOC.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ pub enum OpenError {
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
     /// The blob cannot be read.
-    #[error("read layer blob")]
+    #[error("read layer blob: {0}")]
     Io(#[from] io::Error),
     /// The TOC lies elsewhere and was not given.
     #[error("the layer's TOC is not in its blob")]
@@ -48,12 +50,46 @@ pub fn open(
     annotations: &BTreeMap<String, String>,
     external: Option<&[u8]>,
 ) -> Result<Opened, OpenError> {
-    let _ = (blob, annotations, external);
-    todo!()
+    let digests = annotation::toc_digests(annotations)?;
+    let blob_size = blob.size()?;
+    let mut footer = None;
+    let location = match annotation::toc_location(annotations, blob_size)? {
+        Some(location) => Some(location),
+        None => {
+            let mut tail = vec![0; footer::MAX_SIZE.min(usize::try_from(blob_size).unwrap_or(usize::MAX))];
+            let start = blob_size - tail.len() as u64;
+            blob.read_exact_at(&mut tail, start)?;
+            footer.insert(footer::parse(&tail, blob_size)?).toc
+        }
+    };
+    if digests.is_empty() {
+        return Err(OpenError::Unverifiable);
+    }
+    let (json, codec, payload_end) = match location {
+        Some(location) => {
+            let mut compressed = vec![0; location.compressed_size as usize];
+            blob.read_exact_at(&mut compressed, location.offset)?;
+            (toc::decode(&location, &compressed, &digests)?, location.codec, location.payload_end)
+        }
+        None => {
+            let json = toc::decode_external(external.ok_or(OpenError::External)?, &digests)?;
+            (json, Codec::Gzip, footer.map_or(blob_size, |footer| footer.payload_end))
+        }
+    };
+    let toc = Toc::parse(&json, codec, payload_end)?;
+    toc.check_verifiable()?;
+    Ok(Opened { footer, toc })
 }
 
 /// The tar that an eStargz or zstd:chunked blob was made of, without the TOC: for compressing it another way.
 pub fn tar_of<'a>(blob: impl ReadAt + Send + 'a, footer: &Footer) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let _ = (blob, footer);
-    todo!()
+    let codec = match footer.toc.map(|toc| toc.codec) {
+        Some(Codec::Zstd) => castor_archive::Codec::Zstd,
+        Some(Codec::Gzip) | None => castor_archive::Codec::Gzip,
+    };
+    let payload = SliceReader::new(blob, 0, footer.payload_end);
+    if footer.payload_end == 0 {
+        return Ok(Box::new(payload));
+    }
+    castor_archive::codec::decoder(codec, BufReader::with_capacity(64 << 10, payload))
 }

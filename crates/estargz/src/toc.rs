@@ -1,14 +1,21 @@
 //! The table of contents.
 
+mod json;
+mod parse;
+
+use std::io::{self, Read};
 use std::ops::Range;
 
 use castor_archive::Listing;
-use castor_archive::listing::{InodeId, ListingError};
+use castor_archive::listing::{InodeId, Kind, ListingError};
+use castor_archive::tar;
 use castor_oci::Digest;
 
-use crate::Codec;
-use crate::annotation::TocDigest;
-use crate::footer::TocLocation;
+use crate::annotation::TocDigests;
+use crate::footer::{MAX_TOC, TocLocation};
+use crate::{Codec, TOC_NAME};
+
+pub(crate) use json::{Entry, write_json};
 
 /// A piece of a file's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,29 +112,88 @@ pub enum TocError {
     Unverifiable(String),
 }
 
-/// Decompresses a TOC, and checks it by `expected`: the JSON bytes.
-pub fn decode(location: &TocLocation, compressed: &[u8], expected: Option<&TocDigest>) -> Result<Vec<u8>, TocError> {
-    let _ = (location, compressed, expected);
-    todo!()
+/// Decompresses a TOC and checks it by `expected`: the JSON bytes.
+pub fn decode(location: &TocLocation, compressed: &[u8], expected: &TocDigests) -> Result<Vec<u8>, TocError> {
+    if let Some(expected) = expected.compressed {
+        check(expected, compressed)?;
+    }
+    let json = match location.codec {
+        Codec::Gzip => untar(compressed)?,
+        Codec::Zstd => unzstd(compressed, location.size.unwrap_or(MAX_TOC))?,
+    };
+    if let Some(size) = location.size
+        && size != json.len() as u64
+    {
+        return Err(TocError::Encoding(format!("it is of {} bytes, not of {size} as told", json.len())));
+    }
+    if let Some(expected) = expected.uncompressed {
+        check(expected, &json)?;
+    }
+    Ok(json)
 }
 
 /// The JSON bytes of a TOC that is a blob of its own (a gzipped tar), checked by `expected`.
-pub fn decode_external(blob: &[u8], expected: Option<&TocDigest>) -> Result<Vec<u8>, TocError> {
-    let _ = (blob, expected);
-    todo!()
+pub fn decode_external(blob: &[u8], expected: &TocDigests) -> Result<Vec<u8>, TocError> {
+    let json = untar(blob)?;
+    if let Some(expected) = expected.uncompressed {
+        check(expected, &json)?;
+    }
+    Ok(json)
+}
+
+fn check(expected: Digest, bytes: &[u8]) -> Result<(), TocError> {
+    match Digest::of(bytes) {
+        actual if actual == expected => Ok(()),
+        actual => Err(TocError::Digest { expected, actual }),
+    }
+}
+
+/// The TOC in a gzipped tar whose first entry it is.
+fn untar(compressed: &[u8]) -> Result<Vec<u8>, TocError> {
+    let encoding = |error: &dyn std::fmt::Display| TocError::Encoding(error.to_string());
+    let mut reader = tar::Reader::new(flate2::bufread::MultiGzDecoder::new(compressed));
+    let header = reader.next().map_err(|error| encoding(&error))?;
+    let Some(header) = header.filter(|header| header.path == TOC_NAME.as_bytes()) else {
+        return Err(encoding(&format!("there is no {TOC_NAME}")));
+    };
+    if header.size > MAX_TOC {
+        return Err(TocError::TooLarge(header.size));
+    }
+    let mut json = Vec::new();
+    reader.read_to_end(&mut json).map_err(|error| encoding(&error))?;
+    // To the end, for the checksums; a bomb would be no TOC.
+    let rest = io::copy(&mut reader.into_inner().take(1 << 20), &mut io::sink()).map_err(|error| encoding(&error))?;
+    if rest >= 1 << 20 {
+        return Err(encoding(&"something follows it"));
+    }
+    Ok(json)
+}
+
+fn unzstd(compressed: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
+    if size > MAX_TOC {
+        return Err(TocError::TooLarge(size));
+    }
+    let mut json = Vec::new();
+    // One byte more than told, to see that there is more.
+    zstd::stream::read::Decoder::with_buffer(compressed)
+        .and_then(|decoder| decoder.take(size + 1).read_to_end(&mut json))
+        .map_err(|error| TocError::Encoding(error.to_string()))?;
+    Ok(json)
 }
 
 impl Toc {
     /// Parses the JSON of a TOC for a blob whose members or frames end at `payload_end`.
     pub fn parse(json: &[u8], codec: Codec, payload_end: u64) -> Result<Self, TocError> {
-        let _ = (json, codec, payload_end);
-        todo!()
+        if json.len() as u64 > MAX_TOC {
+            return Err(TocError::TooLarge(json.len() as u64));
+        }
+        parse::parse(json, codec, payload_end)
     }
 
     /// The data of a regular file's inode.
     pub fn file(&self, inode: InodeId) -> Option<&FileData> {
-        let _ = inode;
-        todo!()
+        let inode = self.listing.inode(inode);
+        self.files.get(inode.tag as usize).filter(|_| inode.kind == Kind::File)
     }
 
     /// The chunks of a file.
@@ -135,8 +201,15 @@ impl Toc {
         &self.chunks[file.chunks.start as usize..file.chunks.end as usize]
     }
 
-    /// Fails unless every chunk can be verified before it is shown.
+    /// Fails unless every chunk that can be read can be verified before it is shown.
     pub fn check_verifiable(&self) -> Result<(), TocError> {
-        todo!()
+        for name in self.listing.names() {
+            let Some(file) = self.file(self.listing.inode_of(name)) else { continue };
+            if self.chunks_of(file).iter().any(|chunk| chunk.digest.is_none() && !chunk.zeros) {
+                let path = self.listing.path(name);
+                return Err(TocError::Unverifiable(String::from_utf8_lossy(&path).into_owned()));
+            }
+        }
+        Ok(())
     }
 }
