@@ -63,10 +63,8 @@ impl Tree for Directory {
     }
 
     fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
-        if !self.filter.admits(path) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        // Without waiting for the writer of a pipe that took the file's place.
+        // Only what was shown is asked for, so the rules are not asked again: about a single path they can have another
+        // answer than in a walk. Not to wait for the writer of a pipe that took the file's place, it does not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let file = File::from(openat2(&self.dir, path, flags, Mode::empty(), resolve)?);

@@ -113,12 +113,6 @@ impl Filter {
         self
     }
 
-    /// Whether the path may be read: it is included and not excluded.
-    pub fn admits(&self, path: &str) -> bool {
-        let matches = |patterns: &Patterns| patterns.matches(path).unwrap_or(false);
-        self.include.as_ref().is_none_or(matches) && !self.exclude.as_ref().is_some_and(matches)
-    }
-
     /// Walks and shows what the filter lets through; a directory above it is
     /// shown first even if it would not be by itself.
     pub fn walk(&self, mut walk: Walk, visit: &mut dyn FnMut(Stat) -> Result<(), WalkError>) -> Result<(), WalkError> {

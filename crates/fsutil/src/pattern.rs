@@ -377,7 +377,6 @@ mod tests {
             &["dir", "!dir/sub"],
             &["**/a.txt", "!dir/**"],
             &["dir/*", "!dir/sub/deep", "dir/sub/deep/z"],
-            &["**", "!**/*.go", "src/pkg"],
         ];
         for rules in lists {
             let patterns = Patterns::new(*rules).unwrap();
@@ -392,6 +391,19 @@ mod tests {
                 assert_eq!(verdict, patterns.matches(path).unwrap(), "{rules:?} {path:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_rule_that_was_not_asked_of_a_directory_is_not_inherited() {
+        // Docker's walk differs here from Docker's single question: when the
+        // walk came to src/pkg, the first rule had decided already and the last
+        // one was not asked.
+        let patterns = Patterns::new(["**", "!**/*.go", "src/pkg"]).unwrap();
+        let (_, src) = patterns.matches_below("src", None).unwrap();
+        let (hit, pkg) = patterns.matches_below("src/pkg", Some(&src)).unwrap();
+        assert!(hit);
+        assert!(!patterns.matches_below("src/pkg/x.go", Some(&pkg)).unwrap().0);
+        assert!(patterns.matches("src/pkg/x.go").unwrap());
     }
 
     #[test]

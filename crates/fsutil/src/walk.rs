@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -237,9 +237,4 @@ fn attribute(path: &CStr, key: &str) -> Option<Bytes> {
             Err(_) => return None,
         }
     }
-}
-
-/// A name as the kernel takes it.
-pub(crate) fn os_name(name: CString) -> std::ffi::OsString {
-    std::ffi::OsString::from_vec(name.into_bytes())
 }
