@@ -129,7 +129,7 @@ impl FromStr for Reference {
         let host = if host == "index.docker.io" { "docker.io" } else { host };
         let path = if host == "docker.io" && !path.contains('/') { format!("library/{path}") } else { path };
         if path.chars().any(char::is_uppercase) {
-            return Err(ReferenceError::Uppercase(path.strip_prefix("library/").unwrap_or(&path).to_owned()));
+            return Err(ReferenceError::Uppercase(path));
         }
         if !legal_host(host) || !path.split('/').all(legal_component) {
             return Err(ReferenceError::Format);

@@ -1,11 +1,38 @@
 //! Stages → LLB and image config.
+//!
+//! [`convert`] is the whole way: text → stages → which of them the target needs → their images → instruction by
+//! instruction into states and configs → the target, marshalled.
 
-use castor_llb::{CapSet, Definition};
+mod args;
+mod base;
+mod checks;
+mod context;
+mod copy;
+mod dispatch;
+mod expose;
+mod image;
+mod run;
+mod show;
+mod stage;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use castor_llb::op::ProxyEnv;
+use castor_llb::state::{Constraints, Env, Late, SourceText};
+use castor_llb::{CapSet, Definition, MarshalOptions, Range, State};
 use castor_oci::{ImageConfig, Platform};
 
-use crate::error::DockerfileError;
-use crate::lint::Warning;
-use crate::{MetaResolver, Options};
+use crate::error::{DockerfileError, Result};
+use crate::ignore::Patterns;
+use crate::instruction::{self, Stages};
+use crate::lint::{LintConfig, Linter, Rule, Warning};
+use crate::parser::{self, directive};
+use crate::shell::Lexer;
+use crate::{MetaResolver, Options, platform};
+use context::LocalContext;
+pub use context::dockerfile_source;
+use stage::StageState;
 
 /// What to convert.
 #[derive(Debug)]
@@ -43,13 +70,158 @@ pub struct Target {
     pub warnings: Vec<Warning>,
 }
 
-/// Converts a Dockerfile.
-pub async fn convert(_request: &Request<'_>, _resolver: &dyn MetaResolver) -> Result<Target, DockerfileError> {
-    todo!()
+/// All that a conversion knows. Stages are named by their place in `stages`.
+struct Converter<'a> {
+    request: &'a Request<'a>,
+    options: &'a Options,
+    resolver: &'a dyn MetaResolver,
+    linter: Linter,
+    lexer: Lexer,
+    /// Arguments of the client; `SOURCE_DATE_EPOCH` among them is resolved.
+    build_args: BTreeMap<String, String>,
+    /// Predefined arguments and those before the first FROM.
+    global_args: Env,
+    /// Names of arguments that FROM may use.
+    from_args: BTreeSet<String>,
+    target_platform: Platform,
+    epoch: Option<i64>,
+    proxy: Option<ProxyEnv>,
+    source: Arc<SourceText>,
+    stages: Vec<StageState>,
+    names: HashMap<String, usize>,
+    /// Paths of stages' results that are used; a stage shares the set of its base.
+    paths: Vec<BTreeSet<String>>,
+    build_context: State,
+    late_build_context: Late,
+    /// Local directories under names, found while images were looked up.
+    found_locals: Mutex<Vec<LocalContext>>,
+    ignore: Patterns,
+    ignore_patterns: Vec<String>,
+    groups: u64,
 }
 
-/// How to get the Dockerfile (and a `.dockerignore` of its own) from the client: build this and read
-/// [`Options::filename`] in it, or its lower-case form if that is called `Dockerfile`.
-pub fn dockerfile_source(_options: &Options) -> Result<Definition, DockerfileError> {
-    todo!()
+/// Converts a Dockerfile.
+pub async fn convert(request: &Request<'_>, resolver: &dyn MetaResolver) -> Result<Target, DockerfileError> {
+    let mut converter = Converter::new(request, resolver)?;
+    let target = converter.target()?;
+    converter.build_graph()?;
+    let reachable = converter.resolve_stages(target).await?;
+    converter.load_ignore().await?;
+    converter.dispatch_stages(&reachable, target)?;
+    converter.finish(target)
+}
+
+impl<'a> Converter<'a> {
+    fn new(request: &'a Request<'a>, resolver: &'a dyn MetaResolver) -> Result<Self> {
+        if request.dockerfile.is_empty() {
+            return Err(DockerfileError::new("the Dockerfile cannot be empty"));
+        }
+        let options = request.options;
+        let linter = linter(request)?;
+        let parsed = parser::parse(request.dockerfile)?;
+        for &line in &parsed.empty_continuations {
+            linter.report(Rule::NoEmptyContinuation, &[Range::lines(line, line)], "Empty continuation line");
+        }
+        let Stages { stages, global_args: commands } = instruction::parse(&parsed.nodes, &linter)?;
+        let Some(last) = stages.last() else {
+            return Err(DockerfileError::new("dockerfile contains no stages to build"));
+        };
+        checks::stage_names(&stages, &linter);
+        checks::casing(&stages, &linter);
+
+        let target_platform = request.target_platform.clone().unwrap_or_else(|| request.build_platform.clone());
+        let target_name = if options.target.is_empty() { last.name.as_str() } else { options.target.as_str() };
+        let lexer = Lexer::new(parsed.escape);
+        let predefined = args::predefined(&request.build_platform, &target_platform, &options.build_args, target_name);
+        checks::bases_with_defaults(&stages, lexer, &predefined, &commands, &linter);
+        let mut build_args = options.build_args.clone();
+        let (mut global_args, declared) = args::global(predefined, lexer, &commands, Some(&build_args))?;
+        let epoch = args::epoch(&mut build_args, &mut global_args, options, &stages)?;
+        let from_args = declared.into_iter().chain(global_args.iter().map(|(name, _)| name.to_owned())).collect();
+
+        let (build_context, late_build_context) = State::late();
+        let source = SourceText {
+            filename: options.filename.clone(),
+            language: "Dockerfile".into(),
+            data: request.dockerfile.to_vec().into(),
+            definition: request.dockerfile_definition.clone(),
+        };
+        let mut converter = Self {
+            request,
+            options,
+            resolver,
+            linter,
+            lexer,
+            build_args,
+            global_args,
+            from_args,
+            target_platform,
+            epoch,
+            proxy: args::proxies(&options.build_args),
+            source: Arc::new(source),
+            stages: Vec::new(),
+            names: HashMap::new(),
+            paths: Vec::new(),
+            build_context,
+            late_build_context,
+            found_locals: Mutex::default(),
+            ignore: Patterns::default(),
+            ignore_patterns: Vec::new(),
+            groups: 0,
+        };
+        converter.add_stages(stages)?;
+        Ok(converter)
+    }
+
+    /// The context, the config's last touches, the graph.
+    fn finish(mut self, target: usize) -> Result<Target> {
+        let labels = &self.options.labels;
+        let stage = &mut self.stages[target];
+        stage.image.config.labels.extend(labels.iter().map(|(k, v)| (k.clone(), v.clone())));
+        if let Some(message) = self.linter.error() {
+            return Err(DockerfileError::new(message));
+        }
+        self.set_contexts()?;
+        let marshal = MarshalOptions {
+            platform: self.target_platform.clone(),
+            caps: Some(self.request.caps.clone()),
+            unique: String::new(),
+        };
+        let definition = self.stages[target]
+            .state
+            .marshal(&marshal)
+            .map_err(|error| DockerfileError::new(format!("failed to marshal LLB definition: {error}")))?;
+        let stage = &mut self.stages[target];
+        let mut config = std::mem::take(&mut stage.image);
+        if self.request.target_platform.is_some() {
+            image::set_platform(&mut config.platform, &self.target_platform);
+        }
+        config.platform = platform::normalize(&config.platform);
+        Ok(Target {
+            definition,
+            config,
+            base_config: stage.base_image.take(),
+            platform: platform::normalize(&self.target_platform),
+            epoch: self.epoch,
+            warnings: self.linter.warnings(),
+        })
+    }
+
+    fn location(&self, constraints: Constraints, location: &[Range]) -> Constraints {
+        constraints.location(&self.source, location.to_vec())
+    }
+}
+
+/// The linter that the client's options or the file's own directive ask for.
+fn linter(request: &Request<'_>) -> Result<Linter> {
+    let config = match &request.options.lint {
+        Some(config) => config.clone(),
+        None => {
+            let check = directive::detect_check(request.dockerfile);
+            let text = check.map(|check| check.first_word).unwrap_or_default();
+            LintConfig::parse(&text)
+                .map_err(|error| DockerfileError::new(format!("failed to parse check options: {error}")))?
+        }
+    };
+    Ok(if request.lint { Linter::new(config) } else { Linter::off() })
 }

@@ -16,7 +16,7 @@ use castor_oci::{ImageConfig, Platform};
 
 pub use crate::error::MarshalError;
 pub use exec::{MountOptions, Run, SecretOptions, SshOptions};
-pub use file::{Action, CopyOptions, Owner};
+pub use file::{Action, CopyOptions, NameOrId, Owner, clean, join};
 pub use marshal::MarshalOptions;
 pub use node::{Constraints, Late, SourceText};
 pub use origin::{GitOptions, HttpOptions, ImageOptions, LocalOptions, OciLayoutOptions};
@@ -35,6 +35,11 @@ impl Env {
     pub fn set(&mut self, name: &str, value: &str) {
         self.0.retain(|(known, _)| known != name);
         self.0.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Takes a variable away.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(known, _)| known != name);
     }
 
     /// The value of a variable.
@@ -134,7 +139,7 @@ impl State {
     #[must_use]
     pub fn dir(&self, dir: &str) -> Self {
         self.with(|values| {
-            values.dir = if dir.starts_with('/') { dir.to_owned() } else { file::join(&["/", &values.dir, dir]) };
+            values.dir = if dir.starts_with('/') { dir.to_owned() } else { join(&["/", &values.dir, dir]) };
         })
     }
 
