@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
@@ -58,16 +59,30 @@ impl Drop for Detached {
 }
 
 /// An attached mount; unmounted when dropped.
-#[derive(Debug)]
 pub struct Mounted {
     path: PathBuf,
     attached: bool,
+    /// What the mount is made of, dropped after it is unmounted.
+    hold: Vec<Arc<dyn Send + Sync>>,
+}
+
+impl std::fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mounted").field("path", &self.path).field("attached", &self.attached).finish_non_exhaustive()
+    }
 }
 
 impl Mounted {
     /// Takes responsibility for what is mounted at `path`.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), attached: true }
+        Self { path: path.into(), attached: true, hold: Vec::new() }
+    }
+
+    /// Keeps `what` until it is unmounted.
+    #[must_use]
+    pub fn holding(mut self, what: Arc<dyn Send + Sync>) -> Self {
+        self.hold.push(what);
+        self
     }
 
     /// Where it is.
