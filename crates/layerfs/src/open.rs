@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use castor_estargz::annotation::{self, TocDigest};
+use castor_estargz::annotation::{self, TocDigests};
 use castor_estargz::footer::{self, FooterError, TocLocation};
 use castor_estargz::toc::{self, Toc};
 use castor_oci::Digest;
@@ -50,9 +50,7 @@ impl Fallback {
 
 /// The digest of the TOC that a layer is to be read by.
 pub(crate) fn toc_of(source: &LayerSource) -> Option<Digest> {
-    match annotation::toc_digest(&source.descriptor.annotations).ok().flatten()? {
-        TocDigest::Uncompressed(digest) | TocDigest::Compressed(digest) => Some(digest),
-    }
+    annotation::toc_digests(&source.descriptor.annotations).ok()?.identity()
 }
 
 /// Tries it. An error is one that an eager download would meet as well.
@@ -64,9 +62,9 @@ pub(crate) async fn attempt(shared: &Arc<Shared>, source: &LayerSource) -> Resul
     if let Err(reason) = &shared.modes().lazy {
         return fallback(Fallback::new(reason.clone()));
     }
-    let expected = match annotation::toc_digest(&source.descriptor.annotations) {
-        Ok(Some(expected)) => expected,
-        Ok(None) => return fallback(Fallback::new("it has no annotation of a TOC digest")),
+    let expected = match annotation::toc_digests(&source.descriptor.annotations) {
+        Ok(expected) if !expected.is_empty() => expected,
+        Ok(_) => return fallback(Fallback::new("it has no annotation of a TOC digest")),
         Err(error) => return fallback(Fallback::warning(error.to_string())),
     };
     match read_toc(shared, source, expected).await {
@@ -96,7 +94,7 @@ struct Found {
     bytes: u64,
 }
 
-async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDigest) -> Result<Found, Stop> {
+async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDigests) -> Result<Found, Stop> {
     let size = source.descriptor.size;
     let want = (size / TAIL_SHARE).clamp(TAIL.start, TAIL.end).min(size);
     let tail_start = size - want;
@@ -118,14 +116,14 @@ async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDiges
     };
     let compressed = toc_bytes(&location, &tail, tail_start, fetch).await?;
     let parsed = castor_task::blocking(move || {
-        let json = toc::decode(&location, &compressed, Some(&expected))?;
+        let json = toc::decode(&location, &compressed, &expected)?;
         let toc = Toc::parse(&json, codec_of(&location), location.payload_end)?;
         toc.check_verifiable()?;
         Ok::<_, toc::TocError>(toc)
     })
     .await;
     let toc = parsed.map_err(|error| Stop::Fallback(Fallback::warning(with_sources(&error))))?;
-    let (TocDigest::Uncompressed(digest) | TocDigest::Compressed(digest)) = expected;
+    let digest = expected.identity().ok_or_else(|| Stop::Fallback(Fallback::new("it has no annotation of a TOC digest")))?;
     Ok(Found {
         toc,
         digest,
