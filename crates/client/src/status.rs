@@ -4,10 +4,11 @@
 
 use castor_progress::Timestamp;
 use castor_proto::{control, pb};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// One message of news.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SolveStatus {
     /// Vertices, as they are now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -24,7 +25,8 @@ pub struct SolveStatus {
 }
 
 /// A step of the build.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Vertex {
     /// Names it.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -53,7 +55,8 @@ pub struct Vertex {
 }
 
 /// Steps that are shown as one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Group {
     /// Names it.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -67,7 +70,8 @@ pub struct Group {
 }
 
 /// A piece of work inside a step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VertexStatus {
     /// Names it within its step, and is what users read.
     pub id: String,
@@ -93,7 +97,8 @@ pub struct VertexStatus {
 }
 
 /// What a step printed.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VertexLog {
     /// The step.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -102,14 +107,15 @@ pub struct VertexLog {
     #[serde(skip_serializing_if = "is_zero")]
     pub stream: i64,
     /// The bytes.
-    #[serde(serialize_with = "base64")]
+    #[serde(with = "base64")]
     pub data: bytes::Bytes,
     /// When.
     pub timestamp: Timestamp,
 }
 
 /// What a step warns of.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VertexWarning {
     /// The step.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -118,10 +124,10 @@ pub struct VertexWarning {
     #[serde(skip_serializing_if = "is_zero")]
     pub level: i64,
     /// One line.
-    #[serde(serialize_with = "base64", skip_serializing_if = "bytes::Bytes::is_empty")]
+    #[serde(with = "base64", skip_serializing_if = "bytes::Bytes::is_empty")]
     pub short: bytes::Bytes,
     /// More lines.
-    #[serde(serialize_with = "base64_list", skip_serializing_if = "Vec::is_empty")]
+    #[serde(with = "base64_list", skip_serializing_if = "Vec::is_empty")]
     pub detail: Vec<bytes::Bytes>,
     /// Where to read on.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -135,13 +141,14 @@ pub struct VertexWarning {
 }
 
 /// A text that steps come from.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SourceInfo {
     /// Its name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub filename: String,
     /// The text.
-    #[serde(serialize_with = "base64", skip_serializing_if = "bytes::Bytes::is_empty")]
+    #[serde(with = "base64", skip_serializing_if = "bytes::Bytes::is_empty")]
     pub data: bytes::Bytes,
     /// Its language.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -149,7 +156,8 @@ pub struct SourceInfo {
 }
 
 /// A range of a text.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Range {
     /// Its begin.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -160,7 +168,8 @@ pub struct Range {
 }
 
 /// A place in a text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Position {
     /// The line, from 1.
     #[serde(skip_serializing_if = "is_zero_32")]
@@ -272,17 +281,36 @@ fn is_zero_32(value: &i32) -> bool {
     *value == 0
 }
 
-fn encoded(bytes: &[u8]) -> String {
+mod base64 {
+    use super::{Deserialize, Deserializer, Serializer};
     use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
+    use base64::engine::general_purpose::STANDARD;
+    use serde::de::Error as _;
+
+    pub fn serialize<S: Serializer>(bytes: &bytes::Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bytes::Bytes, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map(bytes::Bytes::from).map_err(D::Error::custom)
+    }
 }
 
-fn base64<S: Serializer>(bytes: &bytes::Bytes, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&encoded(bytes))
-}
+mod base64_list {
+    use super::{Deserialize, Deserializer, Serializer};
+    use serde::Serialize;
 
-fn base64_list<S: Serializer>(list: &[bytes::Bytes], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(list.iter().map(|bytes| encoded(bytes)))
+    #[derive(Serialize, Deserialize)]
+    struct Item(#[serde(with = "super::base64")] bytes::Bytes);
+
+    pub fn serialize<S: Serializer>(list: &[bytes::Bytes], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(list.iter().cloned().map(Item))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<bytes::Bytes>, D::Error> {
+        Ok(Vec::<Item>::deserialize(deserializer)?.into_iter().map(|item| item.0).collect())
+    }
 }
 
 #[cfg(test)]
