@@ -11,6 +11,7 @@
 use std::cell::Cell;
 
 use crate::Timestamp;
+use crate::layer::{Whiteout, is_overlay_xattr, whiteout};
 use crate::names::{NameTable, TableFull};
 use crate::xattrs::{SetId, XattrSets};
 
@@ -264,6 +265,9 @@ impl Builder {
             self.describe(ROOT, claim)?;
             return Ok(Some(InodeId(ROOT)));
         };
+        if whiteout(name) == Whiteout::Malformed {
+            return Err(ListingError::Name { path: lossy(claim.path), reason: "a whiteout of no possible name" });
+        }
         let parent = self.directory(parents, claim.path)?;
         let found = self.names.find(parent, name);
         if let ClaimKind::Hardlink(target) = claim.kind {
@@ -496,7 +500,7 @@ impl Builder {
         let kept = claim.xattrs.iter().filter(|(name, _)| {
             let storable =
                 NAMESPACES.iter().any(|namespace| name.len() > namespace.len() && name.starts_with(namespace));
-            (storable || ACLS.contains(name)) && !crate::layer::is_overlay_xattr(name)
+            (storable || ACLS.contains(name)) && !is_overlay_xattr(name)
         });
         self.xattrs.intern(kept.copied()).map_err(|error| ListingError::Xattr {
             path: lossy(claim.path),

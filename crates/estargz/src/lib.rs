@@ -24,7 +24,7 @@ pub use chunk::ChunkError;
 pub use footer::{Footer, FooterError, TocLocation};
 pub use open::{Opened, open, tar_of};
 pub use toc::{Chunk, FileData, Landmark, Toc, TocError};
-pub use write::{BuildError, Builder, Built, Options};
+pub use write::{BuildError, Builder, Built, Options, Prioritized, prioritize};
 
 /// Name of the TOC's tar entry.
 pub const TOC_NAME: &str = "stargz.index.json";

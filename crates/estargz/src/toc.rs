@@ -15,8 +15,6 @@ use crate::annotation::TocDigests;
 use crate::footer::{MAX_TOC, TocLocation};
 use crate::{Codec, TOC_NAME};
 
-pub(crate) use json::{Entry, write_json};
-
 /// A piece of a file's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk {

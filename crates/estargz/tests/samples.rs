@@ -297,21 +297,29 @@ fn no_broken_layer_shows_wrong_bytes() {
         let external = case.get("toc").map(|toc| fs::read(testdata("broken").join(toc.as_str().unwrap())).unwrap());
         let noticed = examine(&blob, &case["descriptor"], external.as_deref());
         let said = case["detectedAt"].as_str().unwrap();
-        println!("{name:34} {noticed:?} ({said})");
+        if name.starts_with("zstd-") && name.contains("-footer-") {
+            // The annotations tell all, and rightly; without them the broken footer is what there is.
+            assert_eq!(noticed, Noticed::Nowhere, "{name}");
+            let tail = &blob[blob.len() - footer::MAX_SIZE..];
+            let from_footer = footer::parse(tail, blob.len() as u64).is_ok_and(|footer| {
+                let location = footer.toc.unwrap();
+                let compressed = &blob[location.offset as usize..][..location.compressed_size as usize];
+                toc::decode(&location, compressed, &TocDigests::default()).is_ok()
+            });
+            assert!(!from_footer, "{name}");
+            continue;
+        }
         let fits = match noticed {
-            // Annotations are checked with the TOC, and what they say of a broken footer may be right.
             Noticed::Footer => said.starts_with("footer"),
-            Noticed::Toc => {
-                said.contains("toc") || said == "footer" || said == "policy" || said.contains("annotations")
-            }
+            Noticed::Toc => said.contains("toc") || said == "footer" || said == "policy" || name == "payload-cut-out",
             Noticed::Chunk => said.contains("chunk") || said == "file",
             Noticed::Policy => said.contains("policy"),
             Noticed::Descriptor => said == "descriptor",
             Noticed::Nowhere => {
-                said.contains("accepted") || said.contains("pass") || said.contains("empty tree") || said.contains("annotations") || said == "tar-split"
+                said.contains("accepted") || said.contains("pass") || said.contains("empty tree") || said == "tar-split"
                     || said == "policy" || said.contains("nowhere")
                     // Read right, though it looks wrong.
-                    || ["hardlink-long-chain", "name-type-change", "whiteout-empty", "whiteout-dot", "chunk-digest-missing"].contains(&name)
+                    || ["hardlink-long-chain", "name-type-change", "chunk-digest-missing"].contains(&name)
             }
         };
         assert!(fits, "{name}: {noticed:?}, expected {said}: {}", case["what"]);

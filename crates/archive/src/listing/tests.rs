@@ -118,7 +118,7 @@ fn tars_may_go_through_symlinks_and_tocs_may_not() {
 fn what_no_file_system_holds_is_refused() {
     let long = "x".repeat(256);
     let deep = "y/".repeat(2049);
-    for path in ["a\0b", &long, &deep] {
+    for path in ["a\0b", &long, &deep, ".wh.", "d/.wh..", "d/.wh..."] {
         assert!(matches!(build(Rules::TAR, &[(path, FILE)]), Err(ListingError::Name { .. })));
     }
     for target in [&b""[..], b"a\0b", &[b'x'; 4096]] {

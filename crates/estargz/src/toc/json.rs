@@ -1,4 +1,4 @@
-//! The JSON of a TOC: reading it entry by entry, and writing it as Go's `encoding/json` does.
+//! The JSON of a TOC, read entry by entry.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 /// An entry as it stands in the JSON. Absent and null are the same.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Entry<'a> {
+pub(super) struct Entry<'a> {
     #[serde(borrow, default)]
     pub name: Text<'a>,
     #[serde(borrow, default, rename = "type")]
@@ -26,10 +26,6 @@ pub(crate) struct Entry<'a> {
     pub uid: Option<i64>,
     #[serde(default)]
     pub gid: Option<i64>,
-    #[serde(borrow, default, rename = "userName")]
-    pub user_name: Text<'a>,
-    #[serde(borrow, default, rename = "groupName")]
-    pub group_name: Text<'a>,
     #[serde(default)]
     pub offset: Option<i64>,
     #[serde(default, rename = "endOffset")]
@@ -56,8 +52,8 @@ pub(crate) struct Entry<'a> {
 }
 
 /// A text that is borrowed from the JSON unless it has escapes; null is empty.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Text<'a>(pub Cow<'a, str>);
+#[derive(Debug, Default)]
+pub(super) struct Text<'a>(pub Cow<'a, str>);
 
 impl std::ops::Deref for Text<'_> {
     type Target = str;
@@ -182,105 +178,6 @@ impl<'de, E> Visitor<'de> for Entries<'de, '_, E> {
     }
 }
 
-/// Writes a TOC as Go's `json.MarshalIndent(toc, "", "\t")` does.
-pub(crate) fn write_json(entries: &[Entry<'_>]) -> Vec<u8> {
-    let mut out = b"{\n\t\"version\": 1,\n\t\"entries\": ".to_vec();
-    if entries.is_empty() {
-        // Go's writer starts with no list at all.
-        out.extend_from_slice(b"null\n}");
-        return out;
-    }
-    out.push(b'[');
-    for (index, entry) in entries.iter().enumerate() {
-        out.extend_from_slice(if index == 0 { b"\n\t\t{" } else { b",\n\t\t{" });
-        write_entry(&mut out, entry);
-        out.extend_from_slice(b"\n\t\t}");
-    }
-    out.extend_from_slice(b"\n\t]\n}");
-    out
-}
-
-/// The fields in the order of Go's struct; what is empty or zero is left out, but for name and type.
-fn write_entry(out: &mut Vec<u8>, entry: &Entry<'_>) {
-    let mut fields = Fields { out, any: false };
-    fields.text("name", &entry.name, true);
-    fields.text("type", &entry.kind, true);
-    fields.number("size", entry.size);
-    fields.text("modtime", &entry.modtime, false);
-    fields.text("linkName", &entry.link_name, false);
-    fields.number("mode", entry.mode);
-    fields.number("uid", entry.uid);
-    fields.number("gid", entry.gid);
-    fields.text("userName", &entry.user_name, false);
-    fields.text("groupName", &entry.group_name, false);
-    fields.number("offset", entry.offset);
-    fields.number("devMajor", entry.dev_major);
-    fields.number("devMinor", entry.dev_minor);
-    if let Some(xattrs) = entry.xattrs.as_ref().filter(|xattrs| !xattrs.is_empty()) {
-        fields.key("xattrs");
-        for (index, (name, value)) in xattrs.iter().enumerate() {
-            fields.out.extend_from_slice(if index == 0 { b"{\n\t\t\t\t" } else { b",\n\t\t\t\t" });
-            write_string(fields.out, name);
-            fields.out.extend_from_slice(b": ");
-            write_string(fields.out, value);
-        }
-        fields.out.extend_from_slice(b"\n\t\t\t}");
-    }
-    fields.text("digest", &entry.digest, false);
-    fields.number("chunkOffset", entry.chunk_offset);
-    fields.number("chunkSize", entry.chunk_size);
-    fields.text("chunkDigest", &entry.chunk_digest, false);
-}
-
-struct Fields<'o> {
-    out: &'o mut Vec<u8>,
-    any: bool,
-}
-
-impl Fields<'_> {
-    fn key(&mut self, key: &str) {
-        self.out.extend_from_slice(if self.any { b",\n\t\t\t\"" } else { b"\n\t\t\t\"" });
-        self.any = true;
-        self.out.extend_from_slice(key.as_bytes());
-        self.out.extend_from_slice(b"\": ");
-    }
-
-    fn text(&mut self, key: &str, value: &str, always: bool) {
-        if always || !value.is_empty() {
-            self.key(key);
-            write_string(self.out, value);
-        }
-    }
-
-    fn number(&mut self, key: &str, value: Option<i64>) {
-        if let Some(value) = value.filter(|value| *value != 0) {
-            self.key(key);
-            self.out.extend_from_slice(value.to_string().as_bytes());
-        }
-    }
-}
-
-/// A string with the escapes that Go writes, those for HTML included.
-fn write_string(out: &mut Vec<u8>, text: &str) {
-    out.push(b'"');
-    for c in text.chars() {
-        match c {
-            '"' => out.extend_from_slice(b"\\\""),
-            '\\' => out.extend_from_slice(b"\\\\"),
-            '\n' => out.extend_from_slice(b"\\n"),
-            '\r' => out.extend_from_slice(b"\\r"),
-            '\t' => out.extend_from_slice(b"\\t"),
-            '\u{8}' => out.extend_from_slice(b"\\b"),
-            '\u{c}' => out.extend_from_slice(b"\\f"),
-            '\0'..='\u{1f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
-                out.extend_from_slice(format!("\\u{:04x}", u32::from(c)).as_bytes());
-            }
-            _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-        }
-    }
-    out.push(b'"');
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,13 +231,5 @@ mod tests {
         }
         let deep = format!("{{\"version\":1,\"x\":{}", "[".repeat(100_000));
         assert!(read(&deep).is_err());
-    }
-
-    #[test]
-    fn escapes_as_go_does() {
-        let mut out = Vec::new();
-        write_string(&mut out, "a\"\\\n\r\t\u{8}\u{c}\u{1}\u{1f}\u{7f}<>&\u{2028}é\u{fffd}");
-        let want = "\"a\\\"\\\\\\n\\r\\t\\b\\f\\u0001\\u001f\u{7f}\\u003c\\u003e\\u0026\\u2028é\u{fffd}\"";
-        assert_eq!(String::from_utf8(out).unwrap(), want);
     }
 }
