@@ -5,11 +5,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod copy;
 mod differ;
 mod error;
 mod local;
 mod mounts;
+mod record;
 mod traits;
+mod walk;
 
 pub use differ::LocalDiffer;
 pub use error::SnapshotError;

@@ -68,8 +68,8 @@
 mod read;
 mod write;
 
-pub(crate) use read::{Chunk, Inode, Kind, Name, Tree};
-pub(crate) use write::{Plan, WriteError, advance, from_tar, from_toc};
+pub(crate) use read::{Inode, Kind, Tree};
+pub(crate) use write::{Plan, advance, from_tar, from_toc};
 
 pub(crate) const MAGIC: &[u8; 8] = b"CASTORTR";
 pub(crate) const VERSION: u32 = 1;

@@ -1,0 +1,287 @@
+//! Layers made in memory, a source with faults, and an engine over them.
+#![allow(dead_code, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::ops::Range;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use castor_archive::Timestamp;
+use castor_archive::tar::{Header, Kind, Writer};
+use castor_content::ContentStore;
+use castor_layerfs::{
+    BlobOpener, Config, FetchError, ImageTree, LayerEngine, LayerSource, Lazy, Priority, RangeBody,
+};
+use castor_metadb::Memory;
+use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, Digest, media_type};
+use castor_task::Scope;
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use rand_like::Random;
+
+/// A small generator, so that layers do not compress away and tests repeat.
+pub mod rand_like {
+    pub struct Random(u64);
+
+    impl Random {
+        pub fn new(seed: u64) -> Self {
+            Self(seed | 1)
+        }
+
+        pub fn next(&mut self) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0
+        }
+
+        pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+            let mut bytes = Vec::with_capacity(length + 8);
+            while bytes.len() < length {
+                bytes.extend_from_slice(&self.next().to_le_bytes());
+            }
+            bytes.truncate(length);
+            bytes
+        }
+    }
+}
+
+/// A tar in the making.
+#[derive(Default)]
+pub struct Tar(Vec<(Header, Vec<u8>)>);
+
+impl Tar {
+    pub fn put(mut self, header: Header, data: &[u8]) -> Self {
+        self.0.push((Header { size: data.len() as u64, ..header }, data.to_vec()));
+        self
+    }
+
+    pub fn file(self, path: &str, data: &[u8]) -> Self {
+        self.put(header(path, Kind::File, 0o644), data)
+    }
+
+    pub fn dir(self, path: &str, mode: u32) -> Self {
+        self.put(header(&format!("{path}/"), Kind::Directory, mode), b"")
+    }
+
+    pub fn link(self, path: &str, target: &str) -> Self {
+        self.put(Header { link: target.into(), ..header(path, Kind::Hardlink, 0o644) }, b"")
+    }
+
+    pub fn symlink(self, path: &str, target: &str) -> Self {
+        self.put(Header { link: target.into(), ..header(path, Kind::Symlink, 0o777) }, b"")
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new());
+        for (header, data) in &self.0 {
+            writer.append(header, &mut data.as_slice()).unwrap();
+        }
+        writer.finish().unwrap()
+    }
+}
+
+pub fn header(path: &str, kind: Kind, mode: u32) -> Header {
+    Header { path: path.into(), kind, mode, mtime: Timestamp::from_seconds(1_600_000_000), ..Header::default() }
+}
+
+/// A layer as a registry has it.
+#[derive(Clone)]
+pub struct Blob {
+    pub bytes: Arc<Vec<u8>>,
+    pub descriptor: Descriptor,
+    pub diff_id: Digest,
+}
+
+pub fn gzip(tar: &[u8]) -> Blob {
+    let mut encoder =
+        castor_archive::Encoder::new(Vec::new(), castor_archive::Compression::Gzip { level: Some(1) }).unwrap();
+    encoder.write_all(tar).unwrap();
+    let bytes = encoder.finish().unwrap();
+    let descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::of(&bytes), bytes.len() as u64);
+    Blob { bytes: Arc::new(bytes), descriptor, diff_id: Digest::of(tar) }
+}
+
+pub fn estargz(tar: &[u8], chunk_size: u64) -> Blob {
+    let options = castor_estargz::Options { chunk_size, level: Some(1), ..castor_estargz::Options::default() };
+    let mut bytes = Vec::new();
+    let built = castor_estargz::Builder::new(options).build(tar, &mut bytes).unwrap();
+    let mut descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, built.digest, built.size);
+    descriptor.annotations.insert(ANNOTATION_TOC_DIGEST.into(), built.toc_digest.to_string());
+    Blob { bytes: Arc::new(bytes), descriptor, diff_id: built.diff_id }
+}
+
+/// What a source does wrong.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    /// Answers every range with the whole blob.
+    pub no_ranges: bool,
+    /// Bytes that are wrong, as often as said.
+    pub corrupt: Vec<(u64, usize)>,
+    /// Requests for these bytes are never answered.
+    pub stall: Option<Range<u64>>,
+    /// No request is answered.
+    pub down: bool,
+    /// Answers break off after so many bytes, as often as said.
+    pub cut: Option<(usize, usize)>,
+}
+
+/// A blob with faults, that counts.
+pub struct Source {
+    pub blob: Blob,
+    pub faults: Mutex<Faults>,
+    pub log: Mutex<Vec<Range<u64>>>,
+    pub sent: AtomicU64,
+    pub stalled: AtomicUsize,
+}
+
+impl Source {
+    pub fn new(blob: &Blob) -> Arc<Self> {
+        Arc::new(Self {
+            blob: blob.clone(),
+            faults: Mutex::default(),
+            log: Mutex::default(),
+            sent: AtomicU64::new(0),
+            stalled: AtomicUsize::new(0),
+        })
+    }
+
+    pub fn requests(&self) -> usize {
+        self.log.lock().len()
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub fn layer(self: &Arc<Self>, want: Lazy) -> LayerSource {
+        LayerSource {
+            descriptor: self.blob.descriptor.clone(),
+            origins: vec!["registry.test/image".into()],
+            image: "registry.test/image:1".into(),
+            opener: self.clone(),
+            diff_id: Some(self.blob.diff_id),
+            want,
+        }
+    }
+}
+
+#[async_trait]
+impl BlobOpener for Source {
+    async fn range(&self, range: Range<u64>, _: Priority) -> Result<RangeBody, FetchError> {
+        self.log.lock().push(range.clone());
+        let faults = self.faults.lock().clone();
+        if faults.down {
+            return Err(FetchError::new("connection refused"));
+        }
+        if faults.stall.is_some_and(|stall| stall.start < range.end && range.start < stall.end) {
+            self.stalled.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+        }
+        let size = self.blob.bytes.len() as u64;
+        let (range, full) = if faults.no_ranges { (0..size, true) } else { (range, false) };
+        let mut bytes = self.blob.bytes[range.start as usize..range.end as usize].to_vec();
+        for (at, left) in &mut self.faults.lock().corrupt {
+            if range.contains(at) && *left > 0 {
+                *left -= 1;
+                bytes[(*at - range.start) as usize] ^= 0x55;
+            }
+        }
+        let mut transient = None;
+        if let Some((after, left)) = &mut self.faults.lock().cut
+            && *left > 0
+            && bytes.len() > *after
+        {
+            *left -= 1;
+            bytes.truncate(*after);
+            transient = Some(Err(FetchError { message: "connection reset".into(), transient: true }));
+        }
+        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let pieces: Vec<Result<Bytes, FetchError>> =
+            bytes.chunks(16 << 10).map(|piece| Ok(Bytes::copy_from_slice(piece))).chain(transient).collect();
+        Ok(RangeBody { range, full, stream: futures::stream::iter(pieces).boxed() })
+    }
+
+    fn describe(&self) -> String {
+        "registry.test".into()
+    }
+}
+
+/// An engine with its state.
+pub struct Bench {
+    pub engine: Arc<LayerEngine>,
+    pub content: Arc<dyn ContentStore>,
+    pub scope: Scope,
+    pub root: PathBuf,
+    db: Arc<Memory>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Bench {
+    pub async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(Memory::new());
+        let root = dir.path().to_owned();
+        Self::open(root, db, Some(dir), Duration::from_secs(20)).await
+    }
+
+    pub async fn with_deadline(deadline: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().to_owned();
+        Self::open(root, Arc::new(Memory::new()), Some(dir), deadline).await
+    }
+
+    async fn open(root: PathBuf, db: Arc<Memory>, dir: Option<tempfile::TempDir>, deadline: Duration) -> Self {
+        let scope = Scope::root("test");
+        let content: Arc<dyn ContentStore> =
+            Arc::new(castor_content::Local::open(&root.join("content"), db.clone()).await.unwrap());
+        let config = Config { read_deadline: deadline, ..Config::new(root.join("layers")) };
+        let engine = LayerEngine::open(config, content.clone(), &scope).await.unwrap();
+        Self { engine, content, scope, root, db, _dir: dir }
+    }
+
+    /// Ends the engine and opens another on the same state.
+    pub async fn restart(mut self) -> Self {
+        self.engine.shutdown().await;
+        let (root, db, dir) = (self.root.clone(), self.db.clone(), self._dir.take());
+        drop(self);
+        Self::open(root, db, dir, Duration::from_secs(20)).await
+    }
+}
+
+/// A path in a mounted tree.
+pub fn path(tree: &ImageTree, below: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{below}", tree.mount().as_fd().as_raw_fd()))
+}
+
+/// Reads a file of a tree off the runtime: it may be served by this very process.
+pub async fn read(tree: &Arc<ImageTree>, below: &str) -> std::io::Result<Vec<u8>> {
+    let (tree, below) = (tree.clone(), below.to_owned());
+    castor_task::reading(move || std::fs::read(path(&tree, &below))).await
+}
+
+/// Names and types below a directory.
+pub fn list(dir: &Path) -> BTreeMap<String, String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut found = BTreeMap::new();
+    let mut todo = vec![(dir.to_owned(), String::new())];
+    while let Some((dir, name)) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            let name = format!("{name}{}", entry.file_name().to_string_lossy());
+            let meta = std::fs::symlink_metadata(entry.path()).unwrap();
+            let what = format!("{:o} {}:{}", meta.mode(), meta.uid(), meta.gid());
+            if meta.is_dir() {
+                todo.push((entry.path(), format!("{name}/")));
+            }
+            found.insert(name, what);
+        }
+    }
+    found
+}
