@@ -102,6 +102,9 @@ pub struct Inode {
     tail: u64,
 }
 
+/// Name and value of an extended attribute.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
 /// An entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirEntry {
@@ -291,7 +294,7 @@ impl<R: ReadAt> Image<R> {
     }
 
     /// Names and values of all extended attributes, sorted by name. Those of namespaces unknown here are left out.
-    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ReadError> {
+    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ReadError> {
         let corrupt = |what| ReadError::Corrupt { nid: inode.nid.0, what };
         if inode.xattr_size == 0 {
             return Ok(Vec::new());
@@ -484,7 +487,7 @@ impl<R: ReadAt> Iterator for ReadDir<'_, R> {
 }
 
 /// Full name and value of an attribute, unless its namespace is unknown.
-fn xattr_pair(head: [u8; 4], entry: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+fn xattr_pair(head: [u8; 4], entry: &[u8]) -> Option<Xattr> {
     let (rest, value) = entry.split_at_checked(usize::from(head[0]))?;
     Some((xattr::join_name(head[1], rest)?, value.to_vec()))
 }

@@ -1,10 +1,8 @@
 //! The tree an image is made of.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use castor_archive::Timestamp;
 use castor_archive::names::{NameTable, TableFull};
+use castor_archive::xattrs::{XattrError, XattrSets};
 
 use crate::BLOCK_SIZE;
 use crate::xattr;
@@ -222,8 +220,7 @@ pub struct Tree {
     names: NameTable,
     links: Vec<Link>,
     targets: Vec<u8>,
-    sets: Vec<Arc<[u8]>>,
-    set_ids: HashMap<Arc<[u8]>, u32>,
+    xattrs: XattrSets,
 }
 
 impl Tree {
@@ -234,8 +231,7 @@ impl Tree {
             names: NameTable::new(),
             links: Vec::new(),
             targets: Vec::new(),
-            sets: vec![Arc::default()],
-            set_ids: HashMap::from([(Arc::default(), 0)]),
+            xattrs: XattrSets::new(),
         };
         let mut node = Node::blank(Kind::Directory);
         node.set_attributes(&root);
@@ -427,7 +423,7 @@ impl Tree {
 
     /// The extended attributes of a node, sorted by name.
     pub fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
-        xattr::set_iter(&self.sets[self.node(node).xattrs as usize])
+        self.xattrs.get(self.node(node).xattrs)
     }
 
     /// Replaces attributes and extended attributes of a node.
@@ -463,8 +459,8 @@ impl Tree {
     }
 
     /// The sets of extended attributes, by number.
-    pub(crate) fn sets(&self) -> &[Arc<[u8]>] {
-        &self.sets
+    pub(crate) fn sets(&self) -> &XattrSets {
+        &self.xattrs
     }
 
     /// The living names of a directory, newest first.
@@ -492,14 +488,23 @@ impl Tree {
         &mut self,
         xattrs: impl IntoIterator<Item = (N, V)>,
     ) -> Result<u32, TreeError> {
-        let set: Arc<[u8]> = xattr::encode_set(xattrs)?.into();
-        if let Some(id) = self.set_ids.get(&*set) {
-            return Ok(*id);
+        let pairs: Vec<(N, V)> = xattrs.into_iter().collect();
+        for (name, _) in &pairs {
+            let name = name.as_ref();
+            let reason = match xattr::split_name(name) {
+                None => "EROFS stores user., trusted., security. and POSIX ACLs only",
+                Some((index, b"")) if !xattr::is_whole(index) => "nothing follows the namespace",
+                Some(_) => continue,
+            };
+            return Err(TreeError::Xattr { name: lossy(name), reason });
         }
-        let id = u32::try_from(self.sets.len()).map_err(|_| TreeError::Full)?;
-        self.sets.push(set.clone());
-        self.set_ids.insert(set, id);
-        Ok(id)
+        Ok(self.xattrs.intern(pairs)?)
+    }
+}
+
+impl From<XattrError> for TreeError {
+    fn from(error: XattrError) -> Self {
+        Self::Xattr { name: error.name, reason: error.reason }
     }
 }
 

@@ -190,14 +190,14 @@ impl<'a> Plan<'a> {
         let mut used_sets = Vec::new();
         for node in &self.order {
             let set = self.tree.nodes[*node as usize].xattrs as usize;
-            if uses[set] == 0 && !sets[set].is_empty() {
+            if uses[set] == 0 && set != 0 {
                 used_sets.push(set);
             }
             uses[set] += 1;
         }
         let mut counts: HashMap<(&[u8], &[u8]), u64> = HashMap::new();
         for set in &used_sets {
-            for pair in xattr::set_iter(&sets[*set]) {
+            for pair in sets.get(*set as u32) {
                 *counts.entry(pair).or_default() += uses[*set];
             }
         }
@@ -206,7 +206,7 @@ impl<'a> Plan<'a> {
         let mut bodies = vec![Vec::new(); sets.len()];
         for set in used_sets {
             let (mut list, mut inline) = (Vec::new(), Vec::new());
-            for pair in xattr::set_iter(&sets[set]) {
+            for pair in sets.get(set as u32) {
                 if counts[&pair] < 2 || list.len() == SHARED_MAX {
                     inline.extend_from_slice(&xattr::encode_entry(pair.0, pair.1));
                     continue;

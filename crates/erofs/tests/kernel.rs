@@ -195,7 +195,8 @@ fn privileged_the_kernel_shows_the_tree() {
     fixture.tree.insert(root, b"huge", &plain, &huge, NO_XATTRS).unwrap();
     let tree = &mut fixture.tree;
     tree.insert(root, b"hole", &plain, &Body::File { size: 123_456, extent: Extent::Hole }, NO_XATTRS).unwrap();
-    let dir = tree.insert(root, b"kinds", &plain, &Body::Directory, [("user.d", "v"), ("trusted.shared", "s")]).unwrap();
+    let dir =
+        tree.insert(root, b"kinds", &plain, &Body::Directory, [("user.d", "v"), ("trusted.shared", "s")]).unwrap();
     tree.insert(dir, b"char", &plain, &Body::CharDevice { major: 511, minor: 1_048_575 }, NO_XATTRS).unwrap();
     tree.insert(dir, b"block", &plain, &Body::BlockDevice { major: 259, minor: 70_000 }, NO_XATTRS).unwrap();
     tree.insert(dir, b"whiteout", &attributes(0, 0, 0, 0, 0), &Body::WHITEOUT, NO_XATTRS).unwrap();
