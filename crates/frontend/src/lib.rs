@@ -1,1 +1,82 @@
-//! castor-frontend
+//! Frontends: what turns a client's request into LLB; and the service through which clients and external frontends
+//! drive a build.
+//!
+//! - [`Frontend`] is what a frontend is, [`solve`] runs one by name: the builtin `dockerfile.v0`, and `gateway.v0` where
+//!   it names that.
+//! - [`Gateway`] is one build as seen through LLBBridge; [`Gateways`] finds it by the build's id, and [`BridgeService`]
+//!   serves it.
+//!
+//! Everything here talks to the build through [`castor_ops::Bridge`] alone.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod dockerfile;
+mod failure;
+mod gateway;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use castor_llb::Definition;
+use castor_ops::bridge::CacheImport;
+use castor_ops::{Bridge, BridgeError, SolveResult};
+
+pub use dockerfile::DockerfileV0;
+pub use failure::{from_failure, to_failure};
+pub use gateway::{BUILD_ID_HEADER, BridgeService, Gateway, Gateways, Locate, Registered};
+
+/// What a frontend is asked to do.
+#[derive(Debug, Clone, Default)]
+pub struct FrontendRequest {
+    /// Its options.
+    pub options: BTreeMap<String, String>,
+    /// Definitions that came with the request, by name.
+    pub inputs: BTreeMap<String, Definition>,
+    /// Caches to look into.
+    pub cache_imports: Vec<CacheImport>,
+}
+
+/// Something that makes results of a request.
+#[async_trait]
+pub trait Frontend: Send + Sync {
+    /// Its name, as clients write it.
+    fn name(&self) -> &'static str;
+
+    /// Does what is asked, by means of the bridge.
+    async fn solve(&self, bridge: Arc<dyn Bridge>, request: FrontendRequest) -> Result<SolveResult, BridgeError>;
+}
+
+/// Runs the frontend called `name`.
+pub async fn solve(bridge: Arc<dyn Bridge>, name: &str, request: FrontendRequest) -> Result<SolveResult, BridgeError> {
+    match name {
+        "dockerfile.v0" => DockerfileV0.solve(bridge, request).await,
+        "gateway.v0" => gateway_v0(bridge, request).await,
+        name => Err(BridgeError::unknown(format!("invalid frontend: {name}"))),
+    }
+}
+
+/// `gateway.v0` runs the frontend in an image. castor has those that BuildKit has built in, and refuses others by name.
+async fn gateway_v0(bridge: Arc<dyn Bridge>, mut request: FrontendRequest) -> Result<SolveResult, BridgeError> {
+    let source = request.options.get("source").cloned().unwrap_or_default();
+    if source.is_empty() {
+        return Err(BridgeError::unknown("no source specified for gateway"));
+    }
+    if request.options.contains_key("gateway-devel") {
+        return Err(BridgeError::unknown("development gateway is removed"));
+    }
+    let replaced = request.options.keys().any(|key| key.split("::").next() == Some("context:dockerfile.v0"));
+    if source == "dockerfile.v0" && !replaced {
+        // The options say already which frontend this is: its syntax line is not looked at again.
+        request.options.entry("cmdline".to_owned()).or_insert_with(|| source.clone());
+        return DockerfileV0.solve(bridge, request).await;
+    }
+    if dockerfile::is_dockerfile_image(&source) {
+        let mut result_request = request;
+        result_request.options.insert("castor-builtin-for".to_owned(), source);
+        return DockerfileV0.solve(bridge, result_request).await;
+    }
+    Err(BridgeError::unimplemented(format!(
+        "frontend image {source} is not supported by castor yet: of gateway.v0 it has the builtin dockerfile.v0 alone"
+    )))
+}

@@ -34,7 +34,7 @@ pub trait Bridge: Send + Sync + 'static {
     /// Lists a directory of a result.
     async fn read_dir(&self, reference: &LazyRef, request: ReadDir) -> Result<Vec<Stat>, BridgeError>;
 
-    /// What is at a path of a result; a link that is at its end is not followed.
+    /// What is at a path of a result; links are followed.
     async fn stat_file(&self, reference: &LazyRef, path: &str) -> Result<Stat, BridgeError>;
 
     /// Warns the user.

@@ -133,8 +133,40 @@ impl Tree {
         rustix::fs::fstat(&fd).map(Some).map_err(FileError::at("lstat", path))
     }
 
+    /// Opens a regular file for reading; messages name it as it was asked for.
+    pub(crate) fn open_regular(&self, path: &str) -> Result<std::fs::File, FileError> {
+        let found = self.root.open_file(clean(Path::new(path)));
+        found.map_err(|error| match error.source.raw_os_error() {
+            Some(_) => FileError::io("open", path)(error.source),
+            None => FileError::Other(format!("{path} is not a regular file")),
+        })
+    }
+
+    /// What is at `path`, with its links followed, as it travels on the wire.
+    pub(crate) fn details(&self, path: &str) -> Result<castor_fsutil::Stat, FileError> {
+        let found = self.lookup(path)?;
+        let Some(stat) = self.stat(&found)? else { return Err(FileError::at("lstat", path)(Errno::NOENT)) };
+        let mut details = castor_fsutil::Stat {
+            path: found.file_name().map_or_else(|| "/".to_owned(), |name| name.to_string_lossy().into_owned()),
+            mode: castor_fsutil::mode::from_unix(stat.st_mode),
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mod_time: stat.st_mtime.wrapping_mul(1_000_000_000).wrapping_add(stat.st_mtime_nsec.cast_signed()),
+            ..castor_fsutil::Stat::default()
+        };
+        match kind(&stat) {
+            FileType::Directory => {}
+            FileType::BlockDevice | FileType::CharacterDevice => {
+                details.devmajor = i64::from(rustix::fs::major(stat.st_rdev));
+                details.devminor = i64::from(rustix::fs::minor(stat.st_rdev));
+            }
+            _ => details.size = stat.st_size,
+        }
+        Ok(details)
+    }
+
     /// Opens a directory for reading.
-    pub(super) fn open_dir(&self, path: &Path) -> Result<OwnedFd, FileError> {
+    pub(crate) fn open_dir(&self, path: &Path) -> Result<OwnedFd, FileError> {
         self.raw_open(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(FileError::at("open", path))
     }
 

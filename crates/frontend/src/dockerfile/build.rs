@@ -1,0 +1,251 @@
+//! From the client's options to a result: read the Dockerfile, convert it for each platform, load what comes out.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use castor_dockerfile::lint::Warning;
+use castor_dockerfile::{
+    DockerfileError, IgnoreFile, Options, OptionsError, Request, convert, dockerfile_source, frontend_caps, parser,
+};
+use castor_llb::{CapSet, Definition};
+use castor_oci::{Digest, Platform};
+use castor_ops::bridge::{ReadFile, code};
+use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+use castor_proto::errdefs::{FrontendCap, Source, Subrequest};
+use castor_proto::pb;
+use castor_wire::Failure;
+use futures::future::try_join_all;
+
+use super::metadata::{self, Built};
+use super::resolver::{Resolver, single};
+use crate::failure::{from_failure, to_failure};
+use crate::{FrontendRequest, dockerfile::is_dockerfile_image};
+
+/// The Dockerfile, as read.
+struct Text {
+    filename: String,
+    data: Bytes,
+    /// How it was had.
+    definition: Definition,
+    /// The vertex that had it.
+    vertex: Option<Digest>,
+    ignore: Option<IgnoreFile>,
+}
+
+impl Text {
+    fn info(&self) -> pb::SourceInfo {
+        pb::SourceInfo {
+            filename: self.filename.clone(),
+            data: self.data.clone(),
+            definition: Some(self.definition.to_pb()),
+            language: "Dockerfile".to_owned(),
+        }
+    }
+
+    /// The error with the places in the Dockerfile that it is about.
+    fn located(&self, error: &BridgeError, locations: &[Vec<castor_llb::Range>]) -> BridgeError {
+        let mut failure = to_failure(error);
+        let info = self.info();
+        for location in locations {
+            let ranges: Vec<pb::Range> = location.iter().map(|range| range.to_pb()).collect();
+            failure.push(&Source::new(&info, &ranges));
+        }
+        from_failure(&failure)
+    }
+
+    fn warning(
+        &self,
+        short: String,
+        detail: Vec<Bytes>,
+        url: String,
+        ranges: &[castor_llb::Range],
+    ) -> Option<castor_progress::Warning> {
+        let range = |range: &castor_llb::Range| castor_progress::Range {
+            start: (range.start.line, range.start.character),
+            end: (range.end.line, range.end.character),
+        };
+        Some(castor_progress::Warning {
+            vertex: self.vertex?,
+            level: 1,
+            short: short.into(),
+            detail,
+            url,
+            source: Some(castor_progress::SourceInfo {
+                filename: self.filename.clone(),
+                data: self.data.clone(),
+                language: "Dockerfile".to_owned(),
+            }),
+            ranges: ranges.iter().map(range).collect(),
+        })
+    }
+}
+
+pub(super) async fn build(bridge: Arc<dyn Bridge>, request: FrontendRequest) -> Result<SolveResult, BridgeError> {
+    let inputs = request.inputs.clone();
+    let options = Options::from_attrs(&request.options, &bridge.session(), inputs).map_err(|error| refused(&error))?;
+    let missing_cap = frontend_caps(request.options.get("frontend.caps").map_or("", String::as_str))
+        .map_err(|error| refused(&error))?;
+
+    let text = read(&bridge, &options).await?;
+    syntax(&bridge, &request, &text)?;
+    if let Some(error) = missing_cap {
+        return Err(refused(&error));
+    }
+    if let Some(name) = &options.request_id {
+        let failure = Failure::new(tonic::Code::Unimplemented, format!("unsupported request {name}"));
+        return Err(from_failure(&failure.with(&Subrequest { name: name.clone() })));
+    }
+
+    let native =
+        bridge.workers().first().and_then(|worker| worker.platforms.first().cloned()).unwrap_or_else(Platform::host);
+    let targets: Vec<Option<Platform>> = match options.platforms.is_empty() {
+        true => vec![None],
+        false => options.platforms.iter().cloned().map(Some).collect(),
+    };
+    let resolver = Resolver::new(bridge.clone(), text.ignore.clone());
+    let builds = targets.into_iter().enumerate().map(|(index, platform)| {
+        let job = Target { bridge: &bridge, request: &request, options: &options, text: &text, resolver: &resolver };
+        let native = native.clone();
+        async move { job.build(platform, native, index == 0).await }
+    });
+    metadata::result(try_join_all(builds).await?, options.multi_platform)
+}
+
+/// Everything that the platforms' builds have in common.
+struct Target<'a> {
+    bridge: &'a Arc<dyn Bridge>,
+    request: &'a FrontendRequest,
+    options: &'a Options,
+    text: &'a Text,
+    resolver: &'a Resolver,
+}
+
+impl Target<'_> {
+    async fn build(self, platform: Option<Platform>, native: Platform, first: bool) -> Result<Built, BridgeError> {
+        let request = Request {
+            dockerfile: &self.text.data,
+            options: self.options,
+            dockerfile_definition: Some(self.text.definition.clone()),
+            build_platform: native,
+            target_platform: platform.clone(),
+            caps: CapSet::supported(),
+            lint: first,
+        };
+        let target = Box::pin(convert(&request, self.resolver)).await.map_err(|error| self.failed(&error))?;
+        for warning in &target.warnings {
+            self.warn(warning);
+        }
+        let reference = self.load(target.definition.clone()).await?;
+        let platform = platform.unwrap_or_else(Platform::host);
+        Ok(Built { reference, target, platform })
+    }
+
+    async fn load(&self, definition: Definition) -> Result<Option<LazyRef>, BridgeError> {
+        let mut imports = self.request.cache_imports.clone();
+        imports.extend(
+            self.options
+                .cache_imports
+                .iter()
+                .map(|(kind, attrs)| castor_ops::bridge::CacheImport { kind: kind.clone(), attrs: attrs.clone() }),
+        );
+        let request = SolveRequest { definition: Some(definition), cache_imports: imports, ..SolveRequest::default() };
+        match self.bridge.solve(request).await?.refs {
+            Refs::Single(reference) => Ok(reference),
+            Refs::Map(_) => Err(BridgeError::unknown("failed to get single reference from result map")),
+        }
+    }
+
+    fn warn(&self, warning: &Warning) {
+        let detail = vec![Bytes::from(warning.rule.description())];
+        let warning = self.text.warning(warning.message(), detail, warning.rule.url(), &warning.location);
+        if let Some(warning) = warning {
+            self.bridge.warn(warning);
+        }
+    }
+
+    fn failed(&self, error: &DockerfileError) -> BridgeError {
+        // A look-up's error brings its own code and details.
+        let cause = error.cause().and_then(|cause| cause.downcast_ref::<BridgeError>());
+        let mut base = cause.cloned().unwrap_or_else(|| BridgeError::unknown(""));
+        base.message = error.message().to_owned();
+        self.text.located(&base, error.locations())
+    }
+}
+
+fn refused(error: &OptionsError) -> BridgeError {
+    match error {
+        OptionsError::FrontendCap(name) => {
+            let failure = Failure::new(tonic::Code::Unimplemented, error.to_string());
+            from_failure(&failure.with(&FrontendCap { name: name.clone() }))
+        }
+        OptionsError::Unsupported(_) => BridgeError::unimplemented(error.to_string()),
+        OptionsError::Invalid(_) => BridgeError::unknown(error.to_string()),
+    }
+}
+
+/// Reads the Dockerfile and the ignore file that belongs to it.
+async fn read(bridge: &Arc<dyn Bridge>, options: &Options) -> Result<Text, BridgeError> {
+    let definition = dockerfile_source(options).map_err(|error| BridgeError::unknown(error.message()))?;
+    let vertex = definition.head().map_err(|error| BridgeError::unknown(error.to_string()))?;
+    let reference = single(bridge, definition.clone(), false)
+        .await
+        .map_err(|error| error.context("failed to resolve dockerfile"))?
+        .ok_or_else(|| BridgeError::unknown("failed to read dockerfile: the source is empty"))?;
+    let file = |path: String| bridge.read_file(&reference, ReadFile { path, ..ReadFile::default() });
+    let data = match file(options.filename.clone()).await {
+        Ok(data) => data,
+        Err(error) => {
+            let context = |error: BridgeError| error.context("failed to read dockerfile");
+            match lower_case(&options.filename) {
+                Some(lower) => file(lower).await.map_err(|_| context(error))?,
+                None => return Err(context(error)),
+            }
+        }
+    };
+    let name = format!("{}.dockerignore", options.filename);
+    let ignore = file(name.clone()).await.ok().map(|data| IgnoreFile { name, data: data.to_vec() });
+    Ok(Text { filename: options.filename.clone(), data, definition, vertex, ignore })
+}
+
+/// `Dockerfile` may be written small.
+fn lower_case(filename: &str) -> Option<String> {
+    let dir = filename.strip_suffix("Dockerfile")?;
+    (dir.is_empty() || dir.ends_with('/')).then(|| format!("{dir}dockerfile"))
+}
+
+/// What to make of a syntax that the client or the file asks for: Docker's own frontend is this one, others are refused.
+fn syntax(bridge: &Arc<dyn Bridge>, request: &FrontendRequest, text: &Text) -> Result<(), BridgeError> {
+    if let Some(image) = request.options.get("castor-builtin-for") {
+        stand_in(bridge, text, image, &[]);
+        return Ok(());
+    }
+    if request.options.contains_key("cmdline") {
+        return Ok(());
+    }
+    let (image, location) = match request.options.get("build-arg:BUILDKIT_SYNTAX") {
+        Some(line) => (line.split_whitespace().next().unwrap_or_default().to_owned(), Vec::new()),
+        None => match parser::directive::detect_syntax(&text.data) {
+            Some(detected) => (detected.first_word, detected.location),
+            None => return Ok(()),
+        },
+    };
+    if image == "dockerfile.v0" {
+        return Ok(());
+    }
+    if is_dockerfile_image(&image) {
+        stand_in(bridge, text, &image, &location);
+        return Ok(());
+    }
+    let error = BridgeError::new(
+        code::UNIMPLEMENTED,
+        format!("syntax {image} is not supported by castor yet: frontends in images come later"),
+    );
+    if location.is_empty() { Err(error) } else { Err(text.located(&error, &[location])) }
+}
+
+fn stand_in(bridge: &Arc<dyn Bridge>, text: &Text, image: &str, location: &[castor_llb::Range]) {
+    let short = format!("syntax {image}: castor uses its builtin dockerfile.v0, the image is not pulled");
+    if let Some(warning) = text.warning(short, Vec::new(), String::new(), location) {
+        bridge.warn(warning);
+    }
+}

@@ -1,0 +1,247 @@
+//! One build behind LLBBridge: its refs by id, and the result that its client gives it in the end.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use castor_ops::bridge::{ReadDir, ReadFile, SourceMeta, code};
+use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveResult};
+use castor_proto::gateway::{self as wire, result::Result as WireRefs};
+use castor_proto::pb;
+use castor_wire::Failure;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{caps, convert};
+use crate::failure::from_failure;
+
+/// The outcome that a client returns.
+type Outcome = Result<SolveResult, BridgeError>;
+
+/// One build as its client drives it. Ends when the client returns a result.
+pub struct Gateway {
+    bridge: Arc<dyn Bridge>,
+    /// Every ref that was given out, until the build ends.
+    refs: Mutex<HashMap<String, LazyRef>>,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("refs", &self.refs.lock().len()).finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// A gateway to the build that `bridge` leads to.
+    pub fn new(bridge: Arc<dyn Bridge>) -> Arc<Self> {
+        Arc::new(Self { bridge, refs: Mutex::default(), outcome: watch::channel(None).0 })
+    }
+
+    /// Waits until the client returned a result, and gives it.
+    pub async fn outcome(&self) -> Outcome {
+        let mut outcome = self.outcome.subscribe();
+        let set = outcome.wait_for(Option::is_some).await;
+        match set.ok().as_deref() {
+            Some(Some(outcome)) => outcome.clone(),
+            _ => Err(BridgeError::unknown("no result for incomplete build")),
+        }
+    }
+
+    /// The outcome, if the client returned one.
+    pub fn returned(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+
+    fn keep(&self, reference: Option<&LazyRef>) -> wire::Ref {
+        let Some(reference) = reference else { return wire::Ref::default() };
+        self.refs.lock().insert(reference.id().to_owned(), reference.clone());
+        wire::Ref { id: reference.id().to_owned(), def: Some(reference.definition().to_pb()) }
+    }
+
+    /// The ref with this id; none for the empty id, which is scratch.
+    fn find(&self, id: &str) -> Result<Option<LazyRef>, BridgeError> {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        match self.refs.lock().get(id) {
+            Some(reference) => Ok(Some(reference.clone())),
+            None => Err(BridgeError::unknown(format!("return reference {id} not found"))),
+        }
+    }
+
+    fn existing(&self, id: &str) -> Result<LazyRef, BridgeError> {
+        match self.refs.lock().get(id) {
+            Some(reference) => Ok(reference.clone()),
+            None if id.is_empty() => Err(BridgeError::unknown("empty ref: ")),
+            None => Err(BridgeError::unknown(format!("no such ref: {id}"))),
+        }
+    }
+
+    pub(super) fn ping(&self) -> wire::PongResponse {
+        wire::PongResponse {
+            frontend_api_caps: caps::gateway(),
+            llb_caps: caps::llb(),
+            workers: self.bridge.workers().iter().map(convert::worker).collect(),
+        }
+    }
+
+    pub(super) async fn solve(&self, request: wire::SolveRequest) -> Result<wire::SolveResponse, BridgeError> {
+        let (inline, array, last) = (request.allow_result_return, request.allow_result_array_ref, request.r#final);
+        if last {
+            return Err(BridgeError::unimplemented("clients without the capability \"return\" are not supported"));
+        }
+        let result = self.bridge.solve(convert::solve_request(request)?).await?;
+        if !inline && matches!(result.refs, Refs::Map(_)) {
+            return Err(BridgeError::unknown("solve did not return default result"));
+        }
+        let mut default_id = String::new();
+        let refs = match &result.refs {
+            Refs::Single(reference) => {
+                let reference = self.keep(reference.as_ref());
+                default_id.clone_from(&reference.id);
+                if array { WireRefs::Ref(reference) } else { WireRefs::RefDeprecated(reference.id) }
+            }
+            Refs::Map(map) => {
+                let refs: BTreeMap<String, wire::Ref> =
+                    map.iter().map(|(key, reference)| (key.clone(), self.keep(reference.as_ref()))).collect();
+                if array {
+                    WireRefs::Refs(wire::RefMap { refs })
+                } else {
+                    let refs = refs.into_iter().map(|(key, reference)| (key, reference.id)).collect();
+                    WireRefs::RefsDeprecated(wire::RefMapDeprecated { refs })
+                }
+            }
+        };
+        Ok(wire::SolveResponse {
+            r#ref: if inline { String::new() } else { default_id },
+            result: Some(wire::Result { metadata: result.metadata, attestations: BTreeMap::new(), result: Some(refs) }),
+        })
+    }
+
+    pub(super) fn inputs(&self) -> wire::InputsResponse {
+        let definitions = self.bridge.inputs().into_iter().map(|(name, input)| (name, input.to_pb())).collect();
+        wire::InputsResponse { definitions }
+    }
+
+    pub(super) fn finish(&self, request: wire::ReturnRequest) -> Result<(), BridgeError> {
+        let outcome = match (request.error, request.result) {
+            (Some(error), _) => Err(from_failure(&Failure::from_rpc(error))),
+            (None, Some(result)) => Ok(self.returned_result(result)?),
+            (None, None) => return Err(BridgeError::unknown("gateway return must be either result or err")),
+        };
+        let mut outcome = Some(outcome);
+        let set = self.outcome.send_if_modified(|slot| {
+            let free = slot.is_none();
+            if free {
+                *slot = outcome.take();
+            }
+            free
+        });
+        if set { Ok(()) } else { Err(BridgeError::unknown("gateway result is already set")) }
+    }
+
+    fn returned_result(&self, result: wire::Result) -> Result<SolveResult, BridgeError> {
+        if !result.attestations.is_empty() {
+            return Err(BridgeError::unimplemented("attestations are not supported by castor yet"));
+        }
+        let refs = match result.result {
+            None => Refs::default(),
+            Some(WireRefs::RefDeprecated(id)) => Refs::Single(self.find(&id)?),
+            Some(WireRefs::Ref(reference)) => Refs::Single(self.find(&reference.id)?),
+            Some(WireRefs::RefsDeprecated(map)) => {
+                let refs = map.refs.into_iter().map(|(key, id)| Ok((key, self.find(&id)?)));
+                Refs::Map(refs.collect::<Result<_, BridgeError>>()?)
+            }
+            Some(WireRefs::Refs(map)) => {
+                let refs = map.refs.into_iter().map(|(key, reference)| Ok((key, self.find(&reference.id)?)));
+                Refs::Map(refs.collect::<Result<_, BridgeError>>()?)
+            }
+        };
+        Ok(SolveResult { refs, metadata: result.metadata })
+    }
+
+    pub(super) async fn evaluate(&self, id: &str) -> Result<(), BridgeError> {
+        self.bridge.evaluate(&self.existing(id)?).await
+    }
+
+    pub(super) fn warn(&self, request: wire::WarnRequest) -> Result<(), BridgeError> {
+        self.bridge.warn(convert::warning(request)?);
+        Ok(())
+    }
+
+    pub(super) async fn resolve_image_config(
+        &self,
+        request: wire::ResolveImageConfigRequest,
+    ) -> Result<wire::ResolveImageConfigResponse, BridgeError> {
+        let context =
+            |error: BridgeError| error.context(format!("failed to resolve source metadata for {}", request.r#ref));
+        let meta = self.bridge.resolve_source(convert::image_config_request(&request)?).await.map_err(context)?;
+        let reference = meta.identifier.strip_prefix("docker-image://").unwrap_or(&meta.identifier).to_owned();
+        let Some(image) = meta.image else {
+            return Err(BridgeError::unknown(format!("{} is not an image", request.r#ref)));
+        };
+        Ok(wire::ResolveImageConfigResponse {
+            digest: image.digest.to_string(),
+            config: image.config,
+            r#ref: reference,
+        })
+    }
+
+    pub(super) async fn resolve_source_meta(
+        &self,
+        request: wire::ResolveSourceMetaRequest,
+    ) -> Result<wire::ResolveSourceMetaResponse, BridgeError> {
+        let SourceMeta { identifier, attrs, image } =
+            self.bridge.resolve_source(convert::source_meta_request(request)?).await?;
+        Ok(wire::ResolveSourceMetaResponse {
+            source: Some(pb::SourceOp { identifier, attrs }),
+            image: image.map(|image| wire::ResolveSourceImageResponse {
+                digest: image.digest.to_string(),
+                config: image.config,
+                attestation_chain: None,
+            }),
+            git: None,
+            http: None,
+        })
+    }
+
+    pub(super) async fn read_file(&self, request: wire::ReadFileRequest) -> Result<Bytes, BridgeError> {
+        let reference = self.existing(&request.r#ref)?;
+        let number = |value: i64, what: &str| {
+            u64::try_from(value).map_err(|_| convert::invalid(format!("invalid {what} {value} of a file's range")))
+        };
+        let (offset, length) = match &request.range {
+            Some(range) => (number(range.offset, "offset")?, Some(number(range.length, "length")?)),
+            None => (0, None),
+        };
+        self.bridge.read_file(&reference, ReadFile { path: request.file_path, offset, length }).await
+    }
+
+    pub(super) async fn read_dir(&self, request: wire::ReadDirRequest) -> Result<wire::ReadDirResponse, BridgeError> {
+        let reference = self.existing(&request.r#ref)?;
+        let read = ReadDir { path: request.dir_path, include_pattern: request.include_pattern };
+        Ok(wire::ReadDirResponse { entries: self.bridge.read_dir(&reference, read).await? })
+    }
+
+    pub(super) async fn stat_file(
+        &self,
+        request: wire::StatFileRequest,
+    ) -> Result<wire::StatFileResponse, BridgeError> {
+        let reference = self.existing(&request.r#ref)?;
+        Ok(wire::StatFileResponse { stat: Some(self.bridge.stat_file(&reference, &request.path).await?) })
+    }
+
+    /// Ends the build from this side: whoever waits for the client's result gets the error. Does nothing if there is
+    /// a result already.
+    pub fn abandon(&self, reason: &str) {
+        self.outcome.send_if_modified(|slot| {
+            let free = slot.is_none();
+            if free {
+                *slot = Some(Err(BridgeError::new(code::CANCELLED, reason)));
+            }
+            free
+        });
+    }
+}

@@ -1,0 +1,123 @@
+//! Between the bridge's types and those of the wire.
+
+use castor_llb::{Definition, ResolveMode};
+use castor_oci::{Digest, Platform};
+use castor_ops::bridge::{CacheImport, SourceMetaRequest, WorkerInfo};
+use castor_ops::{BridgeError, SolveRequest, bridge::code};
+use castor_progress::{Range, SourceInfo, Warning};
+use castor_proto::{gateway, pb, types};
+
+pub(super) fn invalid(message: impl Into<String>) -> BridgeError {
+    BridgeError::new(code::INVALID_ARGUMENT, message)
+}
+
+pub(super) fn platform(wire: &pb::Platform) -> Platform {
+    Platform {
+        architecture: wire.architecture.clone(),
+        os: wire.os.clone(),
+        os_version: wire.os_version.clone(),
+        os_features: wire.os_features.clone(),
+        variant: wire.variant.clone(),
+    }
+}
+
+fn platform_to_pb(platform: &Platform) -> pb::Platform {
+    pb::Platform {
+        architecture: platform.architecture.clone(),
+        os: platform.os.clone(),
+        variant: platform.variant.clone(),
+        os_version: platform.os_version.clone(),
+        os_features: platform.os_features.clone(),
+    }
+}
+
+pub(super) fn worker(worker: &WorkerInfo) -> types::WorkerRecord {
+    types::WorkerRecord {
+        id: worker.id.clone(),
+        labels: worker.labels.clone(),
+        platforms: worker.platforms.iter().map(platform_to_pb).collect(),
+        ..types::WorkerRecord::default()
+    }
+}
+
+fn resolve_mode(text: &str) -> Result<ResolveMode, BridgeError> {
+    ResolveMode::parse(text).ok_or_else(|| BridgeError::unknown(format!("invalid resolveMode: {text}")))
+}
+
+pub(super) fn solve_request(wire: gateway::SolveRequest) -> Result<SolveRequest, BridgeError> {
+    if !wire.source_policies.is_empty() {
+        return Err(BridgeError::unimplemented("source policies are not supported by castor yet"));
+    }
+    if let Some(import) = wire.cache_imports.first() {
+        return Err(BridgeError::unimplemented(format!(
+            "import of a cache of type {} is not supported by castor yet",
+            import.r#type
+        )));
+    }
+    Ok(SolveRequest {
+        definition: wire.definition.map(Definition::from_pb).filter(|definition| !definition.is_empty()),
+        frontend: wire.frontend,
+        options: wire.frontend_opt,
+        inputs: wire.frontend_inputs.into_iter().map(|(name, wire)| (name, Definition::from_pb(wire))).collect(),
+        cache_imports: wire
+            .cache_imports
+            .into_iter()
+            .map(|import| CacheImport { kind: import.r#type, attrs: import.attrs })
+            .collect(),
+        evaluate: wire.evaluate,
+    })
+}
+
+pub(super) fn source_meta_request(wire: gateway::ResolveSourceMetaRequest) -> Result<SourceMetaRequest, BridgeError> {
+    if !wire.source_policies.is_empty() {
+        return Err(BridgeError::unimplemented("source policies are not supported by castor yet"));
+    }
+    let Some(source) = wire.source else { return Err(invalid("source is required")) };
+    let image = wire.image.unwrap_or_default();
+    if image.attestation_chain || !image.resolve_attestations.is_empty() {
+        return Err(BridgeError::unimplemented("attestations of images are not supported by castor yet"));
+    }
+    Ok(SourceMetaRequest {
+        identifier: source.identifier,
+        attrs: source.attrs,
+        platform: wire.platform.as_ref().map(platform),
+        log_name: wire.log_name,
+        resolve_mode: resolve_mode(&wire.resolve_mode)?,
+        no_config: image.no_config,
+    })
+}
+
+/// The older request, for images alone.
+pub(super) fn image_config_request(
+    wire: &gateway::ResolveImageConfigRequest,
+) -> Result<SourceMetaRequest, BridgeError> {
+    if !wire.source_policies.is_empty() {
+        return Err(BridgeError::unimplemented("source policies are not supported by castor yet"));
+    }
+    if wire.resolver_type != 0 {
+        return Err(BridgeError::unimplemented("source oci-layout is not supported by castor yet"));
+    }
+    Ok(SourceMetaRequest {
+        identifier: format!("docker-image://{}", wire.r#ref),
+        platform: wire.platform.as_ref().map(platform),
+        log_name: wire.log_name.clone(),
+        resolve_mode: resolve_mode(&wire.resolve_mode)?,
+        ..SourceMetaRequest::default()
+    })
+}
+
+pub(super) fn warning(wire: gateway::WarnRequest) -> Result<Warning, BridgeError> {
+    let vertex: Digest =
+        wire.digest.parse().map_err(|error| invalid(format!("invalid digest of the warning's vertex: {error}")))?;
+    let position = |at: &Option<pb::Position>| at.as_ref().map_or((0, 0), |at| (at.line, at.character));
+    let range = |range: &pb::Range| Range { start: position(&range.start), end: position(&range.end) };
+    Ok(Warning {
+        vertex,
+        level: wire.level,
+        short: wire.short,
+        detail: wire.detail,
+        url: wire.url,
+        source: wire.info.map(|info| SourceInfo { filename: info.filename, data: info.data, language: info.language }),
+        ranges: wire.ranges.iter().map(range).collect(),
+    })
+}

@@ -1,0 +1,154 @@
+//! Looking into results and at sources, as frontends ask for it.
+
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use castor_fsutil::{Patterns, Stat, Walk};
+use castor_llb::Source;
+use castor_oci::{Platform, Reference};
+use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex};
+use castor_solver::Cx;
+use castor_store::ImmutableRef;
+use castor_task::{CancellationToken, reading};
+
+use crate::bridge::{ImageMeta, ReadDir, ReadFile, SourceMeta, SourceMetaRequest};
+use crate::files::Tree;
+use crate::openers::access;
+use crate::worker::{Worker, vertex_digest};
+use crate::{BridgeError, OpError};
+
+/// A file that a frontend reads is not larger: it travels in one message.
+const MAX_FILE: u64 = 16 << 20;
+
+impl Worker {
+    /// Reads a file of a result, or a part of it.
+    pub async fn read_file(&self, cx: &Cx, result: &ImmutableRef, request: ReadFile) -> Result<Bytes, BridgeError> {
+        let mounting = result.mount(cx).await.map_err(OpError::from)?;
+        reading(move || read_file(mounting.path(), &request)).await
+    }
+
+    /// Lists a directory of a result.
+    pub async fn read_dir(&self, cx: &Cx, result: &ImmutableRef, request: ReadDir) -> Result<Vec<Stat>, BridgeError> {
+        let mounting = result.mount(cx).await.map_err(OpError::from)?;
+        reading(move || read_dir(mounting.path(), &request)).await
+    }
+
+    /// What is at a path of a result.
+    pub async fn stat_file(&self, cx: &Cx, result: &ImmutableRef, path: &str) -> Result<Stat, BridgeError> {
+        let (mounting, path) = (result.mount(cx).await.map_err(OpError::from)?, path.to_owned());
+        reading(move || stat_file(mounting.path(), &path)).await
+    }
+
+    /// What is known of a source; shown as a vertex in `sink`.
+    pub async fn resolve_source(
+        &self,
+        request: SourceMetaRequest,
+        sessions: Vec<String>,
+        sink: Arc<dyn Sink>,
+        token: CancellationToken,
+    ) -> Result<SourceMeta, BridgeError> {
+        let platform = request.platform.clone().unwrap_or_else(Platform::host);
+        let id = format!("{}{platform}", request.identifier);
+        let name = match request.log_name.as_str() {
+            "" => format!("resolve image config for {}", request.identifier),
+            name => name.to_owned(),
+        };
+        let mut vertex =
+            Vertex { digest: Some(vertex_digest(&id)), name, started: Some(Timestamp::now()), ..Vertex::default() };
+        sink.send(Event::Vertex(vertex.clone()));
+        let reporter = Reporter::new(vertex_digest(&id), sink.clone());
+        let cx = Cx::standalone(token, reporter, sessions);
+        let result = self.source_meta(&cx, request, &platform).await;
+        vertex.completed = Some(Timestamp::now());
+        if let Err(error) = &result {
+            vertex.error = error.to_string();
+        }
+        sink.send(Event::Vertex(vertex));
+        result
+    }
+
+    async fn source_meta(
+        &self,
+        cx: &Cx,
+        request: SourceMetaRequest,
+        platform: &Platform,
+    ) -> Result<SourceMeta, BridgeError> {
+        let invalid = |error: &dyn std::fmt::Display| BridgeError::unknown(error.to_string());
+        let source = Source::parse(&request.identifier, &request.attrs).map_err(|error| invalid(&error))?;
+        let source = match source {
+            Source::Image(source) => source,
+            // Nothing can be known of these before they are here.
+            Source::Local(_) => {
+                return Ok(SourceMeta { identifier: request.identifier, attrs: request.attrs, image: None });
+            }
+            _ => {
+                let scheme = request.identifier.split("://").next().unwrap_or_default();
+                return Err(OpError::Unsupported(format!("source {scheme}")).into());
+            }
+        };
+        let reference: Reference = source.reference.parse().map_err(|error| invalid(&error))?;
+        let who = cx.sessions().join(",");
+        let access = access(self.sessions(), cx);
+        let image = self.images().resolve(&reference, platform, request.resolve_mode, access, &who, cx.token()).await;
+        let image = image.map_err(|error| BridgeError::from(OpError::Shared(error)))?;
+        if image.stale {
+            cx.reporter()
+                .warn(format!("registry of {reference} cannot be reached: using the image as it was known before"));
+        }
+        let config = if request.no_config { Bytes::new() } else { image.config_bytes.clone() };
+        Ok(SourceMeta {
+            identifier: request.identifier,
+            attrs: request.attrs,
+            image: Some(ImageMeta { digest: image.root.digest, config }),
+        })
+    }
+}
+
+fn read_file(root: &Path, request: &ReadFile) -> Result<Bytes, BridgeError> {
+    let path = &request.path;
+    let tree = Tree::open(root).map_err(|error| failed(&error))?;
+    let mut file = tree.open_regular(path).map_err(|error| failed(&error))?;
+    let io = |error: std::io::Error| BridgeError::unknown(format!("read {path}: {error}"));
+    if request.offset > 0 {
+        file.seek(SeekFrom::Start(request.offset)).map_err(io)?;
+    }
+    let limit = request.length.unwrap_or(u64::MAX).min(MAX_FILE + 1);
+    let mut data = Vec::new();
+    file.take(limit).read_to_end(&mut data).map_err(io)?;
+    if data.len() as u64 > MAX_FILE {
+        return Err(BridgeError::unknown(format!("{path} exceeds {MAX_FILE} bytes")));
+    }
+    Ok(data.into())
+}
+
+fn read_dir(root: &Path, request: &ReadDir) -> Result<Vec<Stat>, BridgeError> {
+    let tree = Tree::open(root).map_err(|error| failed(&error))?;
+    let dir = tree.open_dir(&tree.lookup(&request.path).map_err(|error| failed(&error))?);
+    let dir = dir.map_err(|error| failed(&error))?;
+    let include = Some(&request.include_pattern).filter(|pattern| !pattern.is_empty());
+    let include = include.map(|pattern| Patterns::new([pattern])).transpose().map_err(|error| failed(&error))?;
+    let mut walk = Walk::from_fd(dir).map_err(|error| failed(&error))?;
+    let mut entries = Vec::new();
+    while let Some(step) = walk.step() {
+        let step = step.map_err(|error| failed(&error))?;
+        walk.skip();
+        if let Some(include) = &include
+            && !include.matches(&step.path).map_err(|error| failed(&error))?
+        {
+            continue;
+        }
+        entries.extend(walk.stat(&step).map_err(|error| failed(&error))?);
+    }
+    Ok(entries)
+}
+
+fn stat_file(root: &Path, path: &str) -> Result<Stat, BridgeError> {
+    let tree = Tree::open(root).map_err(|error| failed(&error))?;
+    tree.details(path).map_err(|error| failed(&error))
+}
+
+fn failed(error: &dyn std::fmt::Display) -> BridgeError {
+    BridgeError::unknown(error.to_string())
+}

@@ -1,0 +1,116 @@
+//! Readers of layers' blobs at registries, on behalf of the clients that want them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use castor_layerfs::{BlobOpener, FetchError, Priority, RangeBody, RegistryOpener};
+use castor_registry::{Access, Client, Repository};
+use castor_session::auth::SessionCredentials;
+use castor_session::{Group, Sessions};
+use castor_solver::Cx;
+use castor_store::{ImageLayer, Openers};
+
+/// The sessions of whoever wants the work of `cx`, as they are at each moment.
+pub(crate) fn group(sessions: &Sessions, cx: &Cx) -> Group {
+    let cx = cx.clone();
+    sessions.live_group(Arc::new(move || cx.sessions()))
+}
+
+/// Access with the credentials of whoever wants the work of `cx`.
+pub(crate) fn access(sessions: &Sessions, cx: &Cx) -> Access {
+    Access::new(Arc::new(SessionCredentials::new(group(sessions, cx))))
+}
+
+/// Makes readers of blobs at registries.
+#[derive(Clone)]
+pub struct RegistryOpeners {
+    client: Client,
+    sessions: Sessions,
+}
+
+impl RegistryOpeners {
+    /// Readers by `client`, with the credentials of `sessions`.
+    pub fn new(client: Client, sessions: Sessions) -> Self {
+        Self { client, sessions }
+    }
+}
+
+impl std::fmt::Debug for RegistryOpeners {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegistryOpeners")
+    }
+}
+
+impl Openers for RegistryOpeners {
+    fn opener(&self, layer: &ImageLayer, cx: &Cx) -> Arc<dyn BlobOpener> {
+        let group = group(&self.sessions, cx);
+        let own = access(&self.sessions, cx);
+        let sources = layer
+            .origins
+            .iter()
+            .filter_map(|origin| {
+                let repository: Repository = origin.parse().ok()?;
+                let reader = |access: &Access| {
+                    RegistryOpener::new(self.client.blob(&repository, &layer.descriptor, access), origin.clone())
+                };
+                Some(Source { own: reader(&own), anyone: reader(&Access::proved()) })
+            })
+            .collect();
+        Arc::new(LayerOpener { image: layer.image.clone(), group, sources })
+    }
+}
+
+/// One repository that has the blob.
+#[derive(Debug)]
+struct Source {
+    /// With the credentials of the build's clients.
+    own: RegistryOpener,
+    /// With those of whoever has proved access: a mounted layer outlives the build that opened it.
+    anyone: RegistryOpener,
+}
+
+struct LayerOpener {
+    image: String,
+    group: Group,
+    sources: Vec<Source>,
+}
+
+#[async_trait]
+impl BlobOpener for LayerOpener {
+    async fn range(&self, range: Range<u64>, priority: Priority) -> Result<RangeBody, FetchError> {
+        let mut last = FetchError::new(format!("no repository of {} is known", self.image));
+        for source in &self.sources {
+            let mut answer = Err(FetchError::new("no session"));
+            if self.group.is_alive() {
+                answer = source.own.range(range.clone(), priority).await;
+            }
+            if answer.is_err() {
+                let own = answer.err();
+                answer = source.anyone.range(range.clone(), priority).await;
+                // What the build's own client was told says more.
+                if let (Err(error), Some(own)) = (&mut answer, own)
+                    && self.group.is_alive()
+                {
+                    *error = own;
+                }
+            }
+            match answer {
+                Ok(body) => return Ok(body),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn describe(&self) -> String {
+        self.image.clone()
+    }
+
+    fn distrust(&self) {
+        for source in &self.sources {
+            source.own.distrust();
+            source.anyone.distrust();
+        }
+    }
+}
