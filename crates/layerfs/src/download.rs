@@ -38,7 +38,10 @@ pub(crate) async fn download(
     // What is here needs no connection, and a body that has begun must not wait in line behind those that have not.
     let _place = match here || adopted.is_some() {
         true => None,
-        false => Some(shared.downloads.clone().acquire_owned().await.map_err(|_| LayerError::Cancelled)?),
+        false => tokio::select! {
+            () = core.scope.token().cancelled() => return Err(LayerError::Cancelled),
+            place = shared.downloads.clone().acquire_owned() => Some(place.map_err(|_| LayerError::Cancelled)?),
+        },
     };
     let dir = shared.new_dir()?;
     let outcome = async {
@@ -79,7 +82,7 @@ async fn stream(
         async move { unpack_in(&core, &dir, pieces).await }
     });
     let mut shown = 0;
-    let fetched: Result<(), FetchError> = async {
+    let fetching = async {
         let mut at = 0;
         let mut sink = Sink { writer: &mut writer, send: &send };
         if let Some(mut body) = adopted {
@@ -116,8 +119,12 @@ async fn stream(
             tokio::try_join!(reading, keeping)?;
         }
         Ok(())
-    }
-    .await;
+    };
+    // Only the waiting for bytes is cut short: what was begun on disk is ended, or undone by the caller.
+    let fetched: Result<(), FetchError> = tokio::select! {
+        () = core.scope.token().cancelled() => Err(FetchError::new(CANCELLED)),
+        fetched = fetching => fetched,
+    };
     if fetched.is_ok() {
         let _ = send.send(None).await;
     }
@@ -127,6 +134,7 @@ async fn stream(
         // A stream that cannot be unpacked ends the fetch; then that is the cause.
         return match unpacked {
             Err(cause @ LayerError::Content { .. }) if &*error.message == UNPACKER_GONE => Err(cause),
+            _ if &*error.message == CANCELLED => Err(LayerError::Cancelled),
             _ => Err(core.fetch_error(error)),
         };
     }
@@ -140,6 +148,7 @@ async fn stream(
 }
 
 const UNPACKER_GONE: &str = "the layer cannot be unpacked";
+const CANCELLED: &str = "cancelled";
 
 /// Where downloaded pieces go.
 struct Sink<'a> {

@@ -477,10 +477,7 @@ impl Shared {
         let name = format!("download {} of {}", id.blob, core.origin.lock().image);
         let scope = core.scope.clone();
         scope.spawn_named(name, async move {
-            let outcome = tokio::select! {
-                () = core.scope.token().cancelled() => Err(LayerError::Cancelled),
-                outcome = crate::download::download(&core, fallback.body, &reporter) => outcome,
-            };
+            let outcome = crate::download::download(&core, fallback.body, &reporter).await;
             if outcome.is_ok()
                 && let Some(layer) = weak.upgrade()
             {

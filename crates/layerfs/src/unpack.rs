@@ -23,8 +23,6 @@ pub(crate) struct Unpacked {
     pub places: Vec<u64>,
     pub data_size: u64,
     pub diff_id: Digest,
-    /// Length of the tar stream.
-    pub size: u64,
 }
 
 /// Reads the compressed tar stream `input` to its end; file data goes to `data`, if there is one. Blocks.
@@ -83,8 +81,8 @@ pub(crate) fn unpack(input: impl Read + Send, data: Option<&File>, rules: Rules)
     // Whatever follows the end of the archive is part of the stream's digest.
     let mut rest = reader.into_inner();
     io::copy(&mut rest, &mut io::sink()).map_err(|e| e.to_string())?;
-    let (diff_id, size) = rest.into_inner().finish();
-    Ok(Unpacked { listing, places, data_size: at, diff_id, size })
+    let (diff_id, _) = rest.into_inner().finish();
+    Ok(Unpacked { listing, places, data_size: at, diff_id })
 }
 
 /// Writes payloads at their places; what lies between them stays a hole.

@@ -31,6 +31,8 @@ pub(super) struct Members {
     order: Vec<u32>,
     /// By chunk.
     owner: Vec<u32>,
+    /// By member: the directory that its first file is in.
+    groups: Vec<u32>,
 }
 
 impl Members {
@@ -62,7 +64,25 @@ impl Members {
             }
             owner[*number as usize] = (members.len() - 1) as u32;
         }
-        Self { members, order, owner }
+        let mut directory = vec![0; tree.inodes() as usize];
+        for number in (0..tree.names()).rev() {
+            // Of several names of a file the first counts: its data lies there.
+            let name = tree.name(number);
+            if let Some(place) = directory.get_mut(name.inode as usize) {
+                *place = name.parent;
+            }
+        }
+        let group = |member: &Member| {
+            let inode = tree.chunk(order[member.first as usize]).inode;
+            directory.get(inode as usize).copied().unwrap_or_default()
+        };
+        let groups = members.iter().map(group).collect();
+        Self { members, order, owner, groups }
+    }
+
+    /// The directory that a member belongs to.
+    pub(super) fn group(&self, member: u32) -> u32 {
+        self.groups.get(member as usize).copied().unwrap_or_default()
     }
 
     pub(super) fn len(&self) -> u32 {

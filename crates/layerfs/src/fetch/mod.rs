@@ -164,7 +164,7 @@ impl Fetcher {
             openers: setup.openers,
             used: Flags::new(count),
             guessed: Flags::new(count),
-            state: Mutex::default(),
+            state: Mutex::new(State { ahead: Ahead::new(setup.tree.payload_end()), ..State::default() }),
             arrived,
             tree: setup.tree,
         };

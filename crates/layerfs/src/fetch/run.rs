@@ -59,14 +59,16 @@ impl Inner {
                     chosen.push(member);
                     let flight = Arc::new(Flight::default());
                     state.flights.insert(member, flight.clone());
-                    guess = Some((member, state.ahead.missed(member, self.members.get(member).size())));
+                    let size = self.members.get(member).size();
+                    let group = self.members.group(member);
+                    guess = Some((member, state.ahead.missed(member, size, group)));
                     flight
                 }
             };
             flights.push(flight);
         }
         if let Some((member, guess)) = guess {
-            chosen.extend(self.guess(state, guess, self.is_sequential(member)));
+            chosen.extend(self.guess(state, member, guess));
         }
         let spans = self.spans(state, chosen, Priority::Demand);
         if self.is_third(state) {
@@ -84,7 +86,8 @@ impl Inner {
     }
 
     /// The members that a guess stands for; they are on their way afterwards.
-    fn guess(&self, state: &mut State, guess: Guess, sequential: bool) -> Vec<u32> {
+    fn guess(&self, state: &mut State, cause: u32, guess: Guess) -> Vec<u32> {
+        let (sequential, group) = (self.is_sequential(cause), self.members.group(cause));
         let allowance = state.ahead.allowance(sequential);
         let mut window = guess.bytes.min(allowance);
         if sequential && guess.from < self.members.len() {
@@ -97,7 +100,7 @@ impl Inner {
             let size = self.members.get(end).size();
             seen += size;
             // Do not look far over what is here already: a guess is for the neighbourhood.
-            if bytes + size > window || seen > 4 * window {
+            if bytes + size > window || seen > 4 * window || !(guess.cross || self.members.group(end) == group) {
                 break;
             }
             if !state.flights.contains_key(&end) && !self.is_here(end) {
@@ -148,8 +151,8 @@ impl Inner {
     /// A guess was right.
     pub(super) fn hit(self: &Arc<Self>, member: u32) {
         let mut state = self.state.lock();
-        let guess = state.ahead.hit(member, self.members.get(member).size());
-        let members = guess.map(|guess| self.guess(&mut state, guess, self.is_sequential(member))).unwrap_or_default();
+        let guess = state.ahead.hit(member, self.members.get(member).size(), self.members.group(member));
+        let members = guess.map(|guess| self.guess(&mut state, member, guess)).unwrap_or_default();
         let spans = self.spans(&state, members, Priority::Ahead);
         if self.is_third(&state) {
             self.start_bulk(&mut state);

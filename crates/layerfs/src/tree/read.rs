@@ -19,7 +19,6 @@ pub(crate) struct Tree {
 struct Header {
     codec: u32,
     data_size: u64,
-    blob_size: u64,
     inodes: u32,
     names: u32,
     chunks: u32,
@@ -112,10 +111,6 @@ impl Tree {
 
     pub(crate) fn data_size(&self) -> u64 {
         self.header.data_size
-    }
-
-    pub(crate) fn blob_size(&self) -> u64 {
-        self.header.blob_size
     }
 
     pub(crate) fn payload_end(&self) -> u64 {
@@ -280,7 +275,6 @@ impl Header {
         Ok(Self {
             codec: u32_at(bytes, 12),
             data_size: u64_at(bytes, 24),
-            blob_size: u64_at(bytes, 32),
             inodes,
             names,
             chunks,

@@ -23,7 +23,6 @@ use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, Digest, media_type};
 use castor_task::Scope;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use rand_like::Random;
 
 /// A small generator, so that layers do not compress away and tests repeat.
 pub mod rand_like {
