@@ -1,7 +1,7 @@
 //! Typed ops → wire ops → bytes, as Go's deterministic marshaller writes them.
 //!
-//! Fields in the order of their numbers, maps sorted by key, defaults left out: prost does the same, but for one
-//! thing. It leaves out an empty key or value of a map entry, Go writes both; see [`encode`].
+//! Fields in the order of their numbers, maps sorted by key, defaults left out: prost does the same, but for two
+//! things: the place of a `oneof`, and the empty key or value of a map entry, which Go writes too; see [`encode`].
 
 use std::collections::BTreeMap;
 
@@ -31,24 +31,31 @@ pub(crate) fn platform(platform: &Platform) -> pb::Platform {
     }
 }
 
-/// The bytes of a whole op.
+/// The bytes of a whole op. Go writes what the op does, the members of a `oneof`, behind all other fields.
 pub(crate) fn encode(op: &pb::Op) -> Bytes {
-    let Some(pb::op::Op::Source(source)) = &op.op else { return op.encode_to_vec().into() };
-    if source.attrs.iter().all(|(key, value)| !key.is_empty() && !value.is_empty()) {
-        return op.encode_to_vec().into();
+    let mut out = pb::Op {
+        inputs: op.inputs.clone(),
+        platform: op.platform.clone(),
+        constraints: op.constraints.clone(),
+        op: None,
     }
-    // Inputs (1) come before the source (3), platform (10) and constraints (11) after it.
-    let mut out = pb::Op { inputs: op.inputs.clone(), ..pb::Op::default() }.encode_to_vec();
-    let mut body = pb::SourceOp { identifier: source.identifier.clone(), attrs: BTreeMap::new() }.encode_to_vec();
-    for (key, value) in &source.attrs {
-        let mut entry = Vec::new();
-        string(1, key, &mut entry);
-        string(2, value, &mut entry);
-        message(2, &entry, &mut body);
+    .encode_to_vec();
+    match &op.op {
+        Some(pb::op::Op::Source(source))
+            if source.attrs.iter().any(|(key, value)| key.is_empty() || value.is_empty()) =>
+        {
+            let identifier = source.identifier.clone();
+            let mut body = pb::SourceOp { identifier, attrs: BTreeMap::new() }.encode_to_vec();
+            for (key, value) in &source.attrs {
+                let mut entry = Vec::new();
+                string(1, key, &mut entry);
+                string(2, value, &mut entry);
+                message(2, &entry, &mut body);
+            }
+            message(3, &body, &mut out);
+        }
+        what => out.extend(pb::Op { op: what.clone(), ..pb::Op::default() }.encode_to_vec()),
     }
-    message(3, &body, &mut out);
-    let rest = pb::Op { platform: op.platform.clone(), constraints: op.constraints.clone(), ..pb::Op::default() };
-    out.extend(rest.encode_to_vec());
     out.into()
 }
 
@@ -268,5 +275,54 @@ fn file_op(file: FileOp, inputs: usize) -> pb::FileOp {
                 action: Some(kind(action.kind)),
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use base64::Engine as _;
+    use castor_oci::Digest;
+
+    use super::*;
+    use crate::Limits;
+    use crate::decode::decode_op;
+
+    /// Definitions of BuildKit 73ed6825, as its frontend and its Go client wrote them.
+    fn definitions() -> Vec<(String, pb::Definition)> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/definitions.json");
+        let cases: Vec<BTreeMap<String, String>> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let decode = |text: &str| {
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+            pb::Definition::decode(bytes.as_slice()).unwrap()
+        };
+        cases.into_iter().map(|case| (case["name"].clone(), decode(&case["definition"]))).collect()
+    }
+
+    #[test]
+    fn ops_of_buildkit_come_out_byte_for_byte() {
+        let mut count = 0;
+        for (name, definition) in definitions() {
+            for raw in &definition.def {
+                let mut wire = pb::Op::decode(raw.clone()).unwrap();
+                let inputs = wire.inputs.len();
+                if wire.op.is_some() {
+                    let typed = decode_op(wire.clone(), Digest::of(raw), &Limits::default()).unwrap();
+                    wire.op = Some(op(typed, inputs));
+                }
+                assert_eq!(encode(&wire), raw, "{name}: {wire:?}");
+                count += 1;
+            }
+        }
+        assert!(count > 60, "{count}");
+    }
+
+    #[test]
+    fn empty_map_values_are_written() {
+        let attrs = BTreeMap::from([("a".to_owned(), String::new())]);
+        let source = pb::op::Op::Source(pb::SourceOp { identifier: "x".into(), attrs });
+        let bytes = encode(&pb::Op { op: Some(source), ..pb::Op::default() });
+        assert_eq!(bytes.as_ref(), b"\x1a\x0a\x0a\x01x\x12\x05\x0a\x01a\x12\x00");
     }
 }

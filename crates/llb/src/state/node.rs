@@ -7,7 +7,7 @@ use bytes::Bytes;
 use castor_oci::{Digest, Platform};
 
 use super::exec::Exec;
-use super::file::BoundAction;
+use super::file::{Action, BoundAction};
 use crate::error::MarshalError;
 use crate::{Definition, OpMetadata, ProgressGroup, Range};
 
@@ -172,15 +172,34 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Moves all outputs that the node holds to `rest`.
+    fn release(&mut self, rest: &mut Vec<Output>) {
+        rest.append(&mut self.deps);
+        rest.extend(self.late.take().flatten());
+        match &mut self.kind {
+            Kind::Exec(exec) => rest.extend(exec.mounts.iter_mut().filter_map(|mount| mount.source.take())),
+            Kind::File(actions) => {
+                for bound in actions {
+                    rest.extend(bound.base.take());
+                    if let Action::Copy { from, .. } = &mut bound.action {
+                        rest.extend(from.output.take());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Drop for Node {
     /// Chains of nodes are as long as users' files; they are taken apart in a loop, not by recursion.
     fn drop(&mut self) {
-        let mut rest = std::mem::take(&mut self.deps);
-        rest.extend(self.late.take().flatten());
+        let mut rest = Vec::new();
+        self.release(&mut rest);
         while let Some(output) = rest.pop() {
             if let Some(mut node) = Arc::into_inner(output.node) {
-                rest.append(&mut node.deps);
-                rest.extend(node.late.take().flatten());
+                node.release(&mut rest);
             }
         }
     }
