@@ -6,12 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 mod fixture;
+mod http1;
 mod leak;
 mod real;
 mod registry;
 mod relay;
 
-pub use fixture::{File, FileKind, Form, Image, ImageBuilder, Layer};
+pub use fixture::{File, FileKind, Form, Image, ImageBuilder, Layer, tar_of};
 pub use leak::LeakCheck;
 pub use real::RealRegistry;
 pub use registry::{Auth, Fault, Logged, On, Registry, RegistryBuilder};

@@ -22,7 +22,8 @@ impl RealRegistry {
         Self::start_with("")
     }
 
-    /// Like [`start`](Self::start), with more lines for its configuration file (top-level YAML keys).
+    /// Like [`start`](Self::start), with more lines of YAML at the end of its configuration file: indented ones go on
+    /// with the block `http`, others begin their own.
     pub fn start_with(extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("config.yml");

@@ -1,0 +1,107 @@
+//! What the tests of this crate share.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use castor_registry::{Access, Basic, Client, Config, Credentials, CredentialsError, Repository, Token, TokenRequest};
+use castor_testkit::Registry;
+
+/// A configuration that gives up soon.
+pub fn config() -> Config {
+    Config {
+        backoff: Duration::from_millis(2),
+        stall_timeout: Duration::from_millis(300),
+        connect_timeout: Duration::from_millis(400),
+        auth_timeout: Duration::from_millis(1000),
+        max_attempts: 4,
+        ..Config::default()
+    }
+}
+
+pub fn client() -> Client {
+    Client::new(config()).unwrap()
+}
+
+pub fn repository(registry: &Registry, path: &str) -> Repository {
+    Repository::from(&registry.reference(path))
+}
+
+/// Bytes that differ everywhere.
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        })
+        .collect()
+}
+
+/// A session: has a name, may end, counts how often it was asked.
+#[derive(Debug)]
+pub struct Session {
+    pub name: String,
+    pub basic: Option<Basic>,
+    pub alive: AtomicBool,
+    pub asked: AtomicU32,
+    pub hangs: bool,
+    /// Handed out by `fetch_token` instead of asking for credentials.
+    pub delegated: Option<Token>,
+}
+
+impl Session {
+    pub fn new(name: &str, user: &str, secret: &str) -> Arc<Self> {
+        let basic = (!secret.is_empty()).then(|| Basic { user: user.into(), secret: secret.into() });
+        Arc::new(Self {
+            name: name.into(),
+            basic,
+            alive: AtomicBool::new(true),
+            asked: AtomicU32::new(0),
+            hangs: false,
+            delegated: None,
+        })
+    }
+
+    pub fn access(self: &Arc<Self>) -> Access {
+        Access::new(Arc::<Self>::clone(self))
+    }
+
+    pub fn end(&self) {
+        self.alive.store(false, Ordering::SeqCst);
+    }
+
+    pub fn asked(&self) -> u32 {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Credentials for Session {
+    fn identity(&self) -> String {
+        self.name.clone()
+    }
+
+    fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::SeqCst)
+    }
+
+    async fn credentials(&self, _host: &str) -> Result<Option<Basic>, CredentialsError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        if !self.is_alive() {
+            return Err(CredentialsError::Gone);
+        }
+        Ok(self.basic.clone())
+    }
+
+    async fn fetch_token(&self, _request: &TokenRequest) -> Result<Option<Token>, CredentialsError> {
+        Ok(self.delegated.clone())
+    }
+}
