@@ -265,7 +265,7 @@ impl LocalSnapshotter {
         let mut elements = elements.to_vec();
         let own = usize::from(upper.is_some());
         while elements.len() - own > MAX_PARTS
-            && let Some(shorter) = self.flatten(&elements[..elements.len() - own]).await?
+            && let Some(shorter) = Box::pin(self.flatten(&elements[..elements.len() - own])).await?
         {
             elements = shorter.into_iter().chain(elements[elements.len() - own..].iter().copied()).collect();
         }
