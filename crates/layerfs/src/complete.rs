@@ -56,17 +56,15 @@ async fn fetch_blob(core: &Arc<Core>) -> Result<(), LayerError> {
             .read(range, core.shared.config.read_deadline, &core.counters, |piece| {
                 let (ingest, offset) = (ingest.clone(), at);
                 at += piece.len() as u64;
-                async move {
-                    ingest.write(offset, piece).await.map_err(|e| FetchError::new(with_sources(&e)))
-                }
+                async move { ingest.write(offset, piece).await.map_err(|e| FetchError::new(with_sources(&e))) }
             })
             .await
             .map_err(|e| core.fetch_error(e))?;
     }
-    ingest.commit(Commit::default()).await.map_err(|error| LayerError::Content {
-        layer: core.id.blob,
-        reason: with_sources(&error),
-    })?;
+    ingest
+        .commit(Commit::default())
+        .await
+        .map_err(|error| LayerError::Content { layer: core.id.blob, reason: with_sources(&error) })?;
     Ok(())
 }
 
@@ -85,12 +83,7 @@ fn close(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 /// Reads the blob's tar stream: its digest becomes the verified diff ID, and what it holds must be what the TOC said.
 async fn verify(core: &Arc<Core>) -> Result<(), LayerError> {
     let content = |reason: String| LayerError::Content { layer: core.id.blob, reason };
-    let blob = core
-        .shared
-        .content
-        .open(&core.id.blob)
-        .await
-        .map_err(|e| LayerError::State(with_sources(&e)))?;
+    let blob = core.shared.content.open(&core.id.blob).await.map_err(|e| LayerError::State(with_sources(&e)))?;
     let this = core.clone();
     let unpacked = castor_task::blocking(move || {
         let rules = if this.id.toc.is_some() { Rules::TAR_WITH_TOC } else { Rules::TAR };

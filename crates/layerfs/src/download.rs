@@ -86,8 +86,7 @@ async fn stream(
         let mut at = 0;
         let mut sink = Sink { writer: &mut writer, send: &send };
         if let Some(mut body) = adopted {
-            while let Ok(Some(Ok(piece))) =
-                tokio::time::timeout(shared.config.read_deadline, body.stream.next()).await
+            while let Ok(Some(Ok(piece))) = tokio::time::timeout(shared.config.read_deadline, body.stream.next()).await
             {
                 core.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 at += piece.len() as u64;
@@ -170,7 +169,11 @@ fn show(task: &mut castor_progress::Task, shown: &mut u64, at: u64) {
     }
 }
 
-async fn unpack_in(core: &Arc<Core>, dir: &Path, input: impl std::io::Read + Send + 'static) -> Result<Unpacked, LayerError> {
+async fn unpack_in(
+    core: &Arc<Core>,
+    dir: &Path,
+    input: impl std::io::Read + Send + 'static,
+) -> Result<Unpacked, LayerError> {
     let layer = core.id.blob;
     let path = dir.join("data");
     let rules = match core.origin.lock().descriptor.toc_digest() {
@@ -228,10 +231,8 @@ pub(crate) fn write_object(
     let path = dir.join("tree");
     let failed = |e: std::io::Error| LayerError::io("write", &path, e);
     let mut tree = BufWriter::with_capacity(1 << 20, File::create_new(&path).map_err(failed)?);
-    plan.write(&mut tree).map_err(|error| LayerError::Content {
-        layer: origin.descriptor.digest,
-        reason: error.to_string(),
-    })?;
+    plan.write(&mut tree)
+        .map_err(|error| LayerError::Content { layer: origin.descriptor.digest, reason: error.to_string() })?;
     tree.flush().map_err(failed)?;
     tree.get_ref().sync_data().map_err(failed)?;
     let data = dir.join("data");

@@ -172,7 +172,8 @@ impl Merge {
             let node = match linked.get(&name.inode) {
                 Some(node) => *node,
                 None => {
-                    let node = self.leaf(tree, &inode, device).map_err(|e| format!("{}: {e}", tree.path_of(name.inode)))?;
+                    let node =
+                        self.leaf(tree, &inode, device).map_err(|e| format!("{}: {e}", tree.path_of(name.inode)))?;
                     if inode.links > 1 {
                         linked.insert(name.inode, node);
                     }
@@ -197,10 +198,8 @@ impl Merge {
         if self.image.lookup(parent, name).is_some_and(|node| self.image.body(node) == Body::WHITEOUT) {
             xattrs.push((b"trusted.overlay.opaque", b"y"));
         }
-        let node = self
-            .image
-            .insert(parent, name, &attributes(inode), &Body::Directory, xattrs)
-            .map_err(|e| e.to_string())?;
+        let node =
+            self.image.insert(parent, name, &attributes(inode), &Body::Directory, xattrs).map_err(|e| e.to_string())?;
         self.parents.insert(node, parent);
         Ok(node)
     }
@@ -266,9 +265,7 @@ impl Merge {
             return Ok(());
         }
         let none: [(&[u8], &[u8]); 0] = [];
-        self.image
-            .insert(parent, hidden, &Attributes::default(), &Body::WHITEOUT, none)
-            .map_err(|e| e.to_string())?;
+        self.image.insert(parent, hidden, &Attributes::default(), &Body::WHITEOUT, none).map_err(|e| e.to_string())?;
         Ok(())
     }
 

@@ -35,9 +35,8 @@ impl Map {
             return Ok(Self { start: std::ptr::NonNull::dangling().as_ptr(), length });
         }
         // SAFETY: a new mapping at an address of the kernel's choice; nothing else is touched.
-        let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

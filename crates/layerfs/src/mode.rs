@@ -56,7 +56,9 @@ impl FromStr for Mode {
         [Self::Erofs, Self::ErofsFuse, Self::ErofsLoop, Self::ErofsFuseLoop, Self::Fuse]
             .into_iter()
             .find(|mode| mode.name() == text)
-            .ok_or_else(|| format!("unknown mode {text:?}: want erofs, erofs+fuse, erofs+loop, erofs+fuse+loop or fuse"))
+            .ok_or_else(|| {
+                format!("unknown mode {text:?}: want erofs, erofs+fuse, erofs+loop, erofs+fuse+loop or fuse")
+            })
     }
 }
 
@@ -145,7 +147,8 @@ impl Files {
     }
 
     fn read(&self, device: &Device<'_>) -> Result<(), String> {
-        let mount = castor_mount::erofs(self.image.as_fd(), std::slice::from_ref(device), false).map_err(|e| e.to_string())?;
+        let mount =
+            castor_mount::erofs(self.image.as_fd(), std::slice::from_ref(device), false).map_err(|e| e.to_string())?;
         let fd = rustix::fs::openat(&mount, "probe", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
             .map_err(|e| format!("open a file of it: {e}"))?;
         let mut bytes = Vec::new();

@@ -123,7 +123,8 @@ async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDiges
     })
     .await;
     let toc = parsed.map_err(|error| Stop::Fallback(Fallback::warning(with_sources(&error))))?;
-    let digest = expected.identity().ok_or_else(|| Stop::Fallback(Fallback::new("it has no annotation of a TOC digest")))?;
+    let digest =
+        expected.identity().ok_or_else(|| Stop::Fallback(Fallback::new("it has no annotation of a TOC digest")))?;
     Ok(Found {
         toc,
         digest,
@@ -199,17 +200,12 @@ async fn collect(
 /// Makes the object and opens it. The rename is the commit point.
 async fn make(shared: &Arc<Shared>, source: &LayerSource, found: Found) -> Result<Arc<Layer>, Stop> {
     let id = LayerId { blob: source.descriptor.digest, toc: Some(found.digest) };
-    let origin = Origin::new(
-        source.descriptor.clone(),
-        source.origins.clone(),
-        source.image.clone(),
-        source.diff_id,
-    );
+    let origin = Origin::new(source.descriptor.clone(), source.origins.clone(), source.image.clone(), source.diff_id);
     let (this, toc, payload_end) = (shared.clone(), found.toc, found.payload_end);
     let size = source.descriptor.size;
     let written = castor_task::blocking(move || {
-        let plan = from_toc(&toc, size, payload_end)
-            .map_err(|error| Stop::Fallback(Fallback::warning(error.to_string())))?;
+        let plan =
+            from_toc(&toc, size, payload_end).map_err(|error| Stop::Fallback(Fallback::warning(error.to_string())))?;
         let dir = this.new_dir().map_err(Stop::Error)?;
         let outcome = crate::download::write_object(&dir, &plan, &origin, None)
             .and_then(|()| crate::download::commit_object(&dir, &this.layer_dir(id)));

@@ -35,7 +35,12 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    pub(crate) fn new(descriptor: Descriptor, repositories: Vec<String>, image: String, claimed: Option<Digest>) -> Self {
+    pub(crate) fn new(
+        descriptor: Descriptor,
+        repositories: Vec<String>,
+        image: String,
+        claimed: Option<Digest>,
+    ) -> Self {
         Self { format: FORMAT.into(), descriptor, repositories, image, claimed, verified: None, eager: None }
     }
 

@@ -23,8 +23,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use castor_mount::Detached;
 use castor_task::Scope;
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request, Session, SessionACL,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request, Session,
+    SessionACL,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;

@@ -304,7 +304,8 @@ async fn privileged_unmounting_waits_for_nobody() {
     // A reader that is killed leaves its page locked and its request parked.
     let file = path(&tree, &name(500));
     let target = std::fs::File::open(&file).unwrap();
-    let mut reader = std::process::Command::new("cat").stdin(target).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut reader =
+        std::process::Command::new("cat").stdin(target).stdout(std::process::Stdio::null()).spawn().unwrap();
     while source.stalled.load(std::sync::atomic::Ordering::SeqCst) == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

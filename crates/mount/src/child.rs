@@ -137,8 +137,7 @@ fn send_start(socket: &OwnedFd) -> io::Result<()> {
 }
 
 fn send_answer(socket: RawFd, answer: &Answer, descriptor: Option<RawFd>) {
-    let mut part =
-        libc::iovec { iov_base: std::ptr::from_ref(answer).cast_mut().cast(), iov_len: size_of::<Answer>() };
+    let mut part = libc::iovec { iov_base: std::ptr::from_ref(answer).cast_mut().cast(), iov_len: size_of::<Answer>() };
     let mut control = Control([0; 64]);
     // SAFETY: the message points at locals that live until sendmsg returns; the control buffer has room for one
     // descriptor and is aligned for its header.
@@ -214,15 +213,11 @@ pub(crate) fn unmount(target: &CStr, flags: i32) -> io::Result<()> {
 pub(crate) fn close(fd: OwnedFd) {
     let raw = fd.as_raw_fd();
     let mut held = Some(fd);
-    let result = run(
-        &[raw],
-        || drop(held.take()),
-        &mut |_| {
-            // SAFETY: the child's own copy of the descriptor.
-            unsafe { libc::close(raw) };
-            Ok(None)
-        },
-    );
+    let result = run(&[raw], || drop(held.take()), &mut |_| {
+        // SAFETY: the child's own copy of the descriptor.
+        unsafe { libc::close(raw) };
+        Ok(None)
+    });
     if let Err(failure) = result {
         tracing::warn!(error = %failure.error, "close a detached mount in a child");
     }

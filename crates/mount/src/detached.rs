@@ -27,7 +27,8 @@ impl Detached {
 
     /// Attaches it at `target`.
     pub fn attach(mut self, target: &Path) -> Result<Mounted, MountError> {
-        let failed = |source: rustix::io::Errno| MountError::new("attach mount at", target.display().to_string(), source);
+        let failed =
+            |source: rustix::io::Errno| MountError::new("attach mount at", target.display().to_string(), source);
         if let Some(fd) = &self.fd {
             move_mount(fd, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed)?;
         }

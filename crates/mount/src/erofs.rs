@@ -53,8 +53,7 @@ pub fn erofs(image: BorrowedFd<'_>, devices: &[Device<'_>], metadata_only: bool)
     }
     let invalid = |e: std::ffi::NulError| MountError::new("mount", what(), std::io::Error::from(e));
     let source = CString::new(format!("/proc/self/fd/{}", image.as_raw_fd())).map_err(invalid)?;
-    let paths =
-        devices.iter().map(|d| CString::new(d.path())).collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+    let paths = devices.iter().map(|d| CString::new(d.path())).collect::<Result<Vec<_>, _>>().map_err(invalid)?;
     let keep: Vec<RawFd> = devices.iter().map(Device::fd).chain([image.as_raw_fd()]).collect();
     let result = child::run(&keep, || (), &mut |log| {
         let step = |step: u32| move |errno: rustix::io::Errno| (step, errno.raw_os_error());
@@ -71,8 +70,8 @@ pub fn erofs(image: BorrowedFd<'_>, devices: &[Device<'_>], metadata_only: bool)
             let _ = rustix::io::read(&context, &mut log[..]);
         }
         configured?;
-        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
-            .map_err(step(4))?;
+        let mount =
+            fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(step(4))?;
         Ok(Some(child::into_raw(mount)))
     });
     match result {
@@ -97,13 +96,12 @@ pub struct FuseMount {
 /// Mounts a FUSE file system that nobody can see; only root may use it. `max_read` bounds a single read.
 pub fn fuse(name: &str, max_read: u32) -> Result<FuseMount, MountError> {
     let failed = |verb| move |source: rustix::io::Errno| MountError::new(verb, "fuse file system", source);
-    let device =
-        rustix::fs::open(c"/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed("open /dev/fuse for"))?;
+    let device = rustix::fs::open(c"/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed("open /dev/fuse for"))?;
     let context = fsopen(c"fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open context of"))?;
     let set = |key: &str, value: String| {
-        fsconfig_set_string(&context, key, value).map_err(|e| {
-            MountError::new("configure", format!("fuse file system ({key})"), e)
-        })
+        fsconfig_set_string(&context, key, value)
+            .map_err(|e| MountError::new("configure", format!("fuse file system ({key})"), e))
     };
     set("source", name.to_owned())?;
     set("subtype", name.to_owned())?;

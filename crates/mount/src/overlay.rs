@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 
 use crate::detached::Detached;
@@ -116,9 +116,7 @@ fn open_dir(path: &Path) -> Result<OwnedFd, MountError> {
 /// Descriptors first; kernels before 6.13 take only paths here, and a path through `/proc` names a descriptor as well.
 fn set_layer(context: BorrowedFd<'_>, key: &str, layer: BorrowedFd<'_>) -> Result<(), Errno> {
     match fsconfig_set_fd(context, key, layer) {
-        Err(Errno::INVAL) => {
-            fsconfig_set_string(context, key, format!("/proc/self/fd/{}", layer.as_raw_fd()))
-        }
+        Err(Errno::INVAL) => fsconfig_set_string(context, key, format!("/proc/self/fd/{}", layer.as_raw_fd())),
         result => result,
     }
 }

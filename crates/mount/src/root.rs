@@ -38,9 +38,7 @@ impl Root {
         let path = path.into();
         match openat(CWD, &path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(dir) => Ok(Self { path, dir }),
-            Err(source) => {
-                Err(RootError { verb: "open root", path: "/".into(), root: path, source: source.into() })
-            }
+            Err(source) => Err(RootError { verb: "open root", path: "/".into(), root: path, source: source.into() }),
         }
     }
 

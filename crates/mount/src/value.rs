@@ -57,7 +57,8 @@ impl Mount {
                 .mount()
             }
             other => {
-                let reason = std::io::Error::new(std::io::ErrorKind::Unsupported, "not a kind that can be mounted here");
+                let reason =
+                    std::io::Error::new(std::io::ErrorKind::Unsupported, "not a kind that can be mounted here");
                 Err(MountError::new("mount", format!("{other} file system"), reason))
             }
         }
@@ -71,7 +72,9 @@ pub fn apply(mounts: &[Mount], target: &Path) -> Result<Vec<Mounted>, MountError
         let at = match &mount.target {
             None => target.to_owned(),
             Some(below) => {
-                let failed = |e: crate::RootError| MountError::new("resolve", below.display().to_string(), std::io::Error::other(e));
+                let failed = |e: crate::RootError| {
+                    MountError::new("resolve", below.display().to_string(), std::io::Error::other(e))
+                };
                 Root::open(target).and_then(|root| root.resolve(below)).map_err(failed)?
             }
         };

@@ -41,7 +41,8 @@ impl Drop for Dir {
 fn is_mounted(path: &Path) -> bool {
     let here = fs::metadata(path).unwrap();
     let above = fs::metadata(path.parent().unwrap()).unwrap();
-    fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&format!(" {} ", path.display())) || here.dev() != above.dev()
+    fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&format!(" {} ", path.display()))
+        || here.dev() != above.dev()
 }
 
 #[test]

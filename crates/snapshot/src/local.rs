@@ -530,7 +530,12 @@ impl Snapshotter for LocalSnapshotter {
         self.create(id, &elements).await
     }
 
-    async fn slice(&self, id: &SnapshotId, lower: Option<&SnapshotId>, upper: &SnapshotId) -> Result<bool, SnapshotError> {
+    async fn slice(
+        &self,
+        id: &SnapshotId,
+        lower: Option<&SnapshotId>,
+        upper: &SnapshotId,
+    ) -> Result<bool, SnapshotError> {
         let below = lower.map(|lower| self.elements(lower)).transpose()?.unwrap_or_default();
         let above = self.elements(upper)?;
         let Some(rest) = above.strip_prefix(below.as_slice()) else { return Ok(false) };

@@ -109,7 +109,12 @@ pub trait Snapshotter: Send + Sync {
 
     /// Makes a committed snapshot of what `upper` has on top of `lower` (on nothing: all of it); false, and nothing is
     /// made, if `lower` is not the beginning of `upper`'s list.
-    async fn slice(&self, id: &SnapshotId, lower: Option<&SnapshotId>, upper: &SnapshotId) -> Result<bool, SnapshotError>;
+    async fn slice(
+        &self,
+        id: &SnapshotId,
+        lower: Option<&SnapshotId>,
+        upper: &SnapshotId,
+    ) -> Result<bool, SnapshotError>;
 
     /// What is known of a snapshot; none if there is no such one.
     async fn info(&self, id: &SnapshotId) -> Result<Option<Info>, SnapshotError>;

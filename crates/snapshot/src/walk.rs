@@ -180,8 +180,10 @@ fn too_deep(path: &Path, depth: usize) -> Result<(), SnapshotError> {
 /// The names in a directory, sorted by bytes.
 fn names(dir: &Path) -> Result<Vec<OsString>, SnapshotError> {
     let entries = std::fs::read_dir(dir).map_err(io_error("list", dir))?;
-    let mut names =
-        entries.map(|entry| entry.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>().map_err(io_error("list", dir))?;
+    let mut names = entries
+        .map(|entry| entry.map(|e| e.file_name()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(io_error("list", dir))?;
     names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
     Ok(names)
 }

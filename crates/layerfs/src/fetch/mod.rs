@@ -30,10 +30,10 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::presence::Presence;
 use crate::source::FetchError;
-pub(crate) use openers::Openers;
 use crate::tree::Tree;
 use ahead::Ahead;
 use members::{Flags, Members};
+pub(crate) use openers::Openers;
 
 /// Requests are cut at this size and run in parallel.
 const SPAN: u64 = 8 << 20;

@@ -79,9 +79,7 @@ impl Inner {
 
     /// Whether the chunk before is of the same file and was read: the file is read front to back.
     fn is_sequential(&self, member: u32) -> bool {
-        let inode = |member: u32| {
-            self.members.chunks(member).first().map(|chunk| self.tree.chunk(*chunk).inode)
-        };
+        let inode = |member: u32| self.members.chunks(member).first().map(|chunk| self.tree.chunk(*chunk).inode);
         member > 0 && inode(member) == inode(member - 1) && self.used.contains(member - 1)
     }
 

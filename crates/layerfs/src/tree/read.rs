@@ -266,7 +266,8 @@ impl Header {
                 _ => Err("a table reaches beyond its end".to_owned()),
             }
         };
-        let (inodes, names, chunks, sets) = (u32_at(bytes, 40), u32_at(bytes, 44), u32_at(bytes, 48), u32_at(bytes, 52));
+        let (inodes, names, chunks, sets) =
+            (u32_at(bytes, 40), u32_at(bytes, 44), u32_at(bytes, 48), u32_at(bytes, 52));
         if inodes == 0 || names == 0 {
             return Err("no root".into());
         }

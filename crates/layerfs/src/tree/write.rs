@@ -7,8 +7,8 @@ use castor_archive::Listing;
 use castor_archive::listing::{InodeId, Kind, NameId};
 use castor_estargz::toc::{Landmark, Toc};
 
-use super::{ALIGN, CHUNK, HEADER, INODE, MAGIC, NAME, SET, VERSION};
 use super::read::Chunk;
+use super::{ALIGN, CHUNK, HEADER, INODE, MAGIC, NAME, SET, VERSION};
 
 /// Longest chunk, decompressed: what a single read may make castor hold in memory.
 const MAX_CHUNK: u64 = 256 << 20;

@@ -15,9 +15,7 @@ use bytes::Bytes;
 use castor_archive::Timestamp;
 use castor_archive::tar::{Header, Kind, Writer};
 use castor_content::ContentStore;
-use castor_layerfs::{
-    BlobOpener, Config, FetchError, ImageTree, LayerEngine, LayerSource, Lazy, Priority, RangeBody,
-};
+use castor_layerfs::{BlobOpener, Config, FetchError, ImageTree, LayerEngine, LayerSource, Lazy, Priority, RangeBody};
 use castor_metadb::Memory;
 use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, Digest, media_type};
 use castor_task::Scope;
