@@ -143,10 +143,10 @@ impl Target<'_> {
     async fn load(&self, definition: Definition) -> Result<Option<LazyRef>, BridgeError> {
         let mut imports = self.request.cache_imports.clone();
         imports.extend(
-            self.options
-                .cache_imports
-                .iter()
-                .map(|(kind, attrs)| castor_ops::bridge::CacheImport { kind: kind.clone(), attrs: attrs.clone() }),
+            self.options.cache_imports.iter().map(|import| castor_ops::bridge::CacheImport {
+                kind: import.kind.clone(),
+                attrs: import.attrs.clone(),
+            }),
         );
         let request = SolveRequest { definition: Some(definition), cache_imports: imports, ..SolveRequest::default() };
         match self.bridge.solve(request).await?.refs {
