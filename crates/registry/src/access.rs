@@ -65,12 +65,18 @@ pub enum CredentialsError {
 /// Where credentials come from: a client's session, or nowhere.
 #[async_trait]
 pub trait Credentials: Send + Sync + 'static {
-    /// Names who asks; tokens are shared between equal names and with nobody else. A session's id.
+    /// Names who asks, now; tokens are shared between equal names and with nobody else. A session's id.
     fn identity(&self) -> String;
 
     /// Whether asking still makes sense; `false` once the session has ended.
     fn is_alive(&self) -> bool {
         true
+    }
+
+    /// The same credentials without whatever else the asker holds: the client keeps them, for
+    /// [`Access::proved`], when the build that brought them has ended. `None`: these themselves may be kept.
+    fn detached(&self) -> Option<Arc<dyn Credentials>> {
+        None
     }
 
     /// User name and secret for `host`, a registry's network host with its port.

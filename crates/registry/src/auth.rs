@@ -83,12 +83,19 @@ struct Slot {
 
 type Repository = (String, String);
 
+/// Who read from a repository, under the name that they had then: it is the name that their tokens are kept under.
+#[derive(Clone)]
+struct Prover {
+    identity: String,
+    credentials: Arc<dyn Credentials>,
+}
+
 /// Tokens, challenges and proofs of all hosts; one a client.
 #[derive(Default)]
 pub(crate) struct AuthPool {
     challenges: Mutex<HashMap<Repository, Challenge>>,
     slots: Mutex<HashMap<TokenKey, Arc<tokio::sync::Mutex<Slot>>>>,
-    provers: Mutex<HashMap<Repository, Vec<Arc<dyn Credentials>>>>,
+    provers: Mutex<HashMap<Repository, Vec<Prover>>>,
 }
 
 impl std::fmt::Debug for AuthPool {
@@ -117,21 +124,22 @@ impl AuthPool {
         let challenge = self.challenges.lock().get(&wish.repository_key()).cloned();
         let Some(challenge) = challenge else { return Ok(None) };
         let candidates = match &wish.access.who {
-            Who::One(credentials) => vec![Arc::clone(credentials)],
+            Who::One(credentials) => {
+                vec![Prover { identity: credentials.identity(), credentials: Arc::clone(credentials) }]
+            }
             Who::Anyone => {
                 let mut candidates = self.provers.lock().get(&wish.repository_key()).cloned().unwrap_or_default();
                 candidates.reverse();
-                candidates.push(Arc::new(Anonymous));
+                candidates.push(Prover { identity: Anonymous.identity(), credentials: Arc::new(Anonymous) });
                 candidates
             }
         };
         let mut last = None;
-        for credentials in candidates {
-            let identity = credentials.identity();
+        for Prover { identity, credentials } in candidates {
             if refused.contains(&identity) && matches!(wish.access.who, Who::Anyone) {
                 continue;
             }
-            match self.ticket_of(wish, &challenge, credentials.as_ref(), hosts, config).await {
+            match self.ticket_of(wish, &challenge, &identity, credentials.as_ref(), hosts, config).await {
                 Ok(Some(header)) => return Ok(Some(Ticket { header, identity })),
                 Ok(None) => {}
                 Err(error) => last = Some(error),
@@ -177,23 +185,27 @@ impl AuthPool {
     }
 
     /// Takes note that `wish` was granted: whoever asked may renew tokens for the repository from now on.
-    pub fn granted(&self, wish: &Wish<'_>) {
+    pub fn granted(&self, wish: &Wish<'_>, ticket: &Ticket) {
         let Who::One(credentials) = &wish.access.who else { return };
         let key = wish.repository_key();
-        if !self.challenges.lock().contains_key(&key) {
+        let identity = ticket.identity.clone();
+        // Under no name there are no sessions any more, or nobody in particular, who is always asked.
+        if identity.is_empty() {
             return;
         }
-        let identity = credentials.identity();
         let mut provers = self.provers.lock();
         let list = provers.entry(key).or_default();
-        if list.last().is_some_and(|last| last.identity() == identity) {
+        if list.last().is_some_and(|last| last.identity == identity) {
             return;
         }
-        list.retain(|prover| prover.is_alive() && prover.identity() != identity);
-        list.push(Arc::clone(credentials));
-        if list.len() > MAX_PROVERS {
-            list.remove(0);
+        list.retain(|prover| prover.identity != identity);
+        // Those that ended are kept as long as there is room: their tokens may be good yet.
+        if list.len() >= MAX_PROVERS {
+            let ended = list.iter().position(|prover| !prover.credentials.is_alive());
+            list.remove(ended.unwrap_or(0));
         }
+        let credentials = credentials.detached().unwrap_or_else(|| Arc::clone(credentials));
+        list.push(Prover { identity, credentials });
         drop(provers);
         self.sweep();
     }
@@ -213,7 +225,7 @@ impl AuthPool {
         let mut provers = self.provers.lock();
         if provers.len() > MANY {
             provers.retain(|_, list| {
-                list.retain(|prover| prover.is_alive());
+                list.retain(|prover| prover.credentials.is_alive());
                 !list.is_empty()
             });
         }
@@ -223,11 +235,12 @@ impl AuthPool {
         &self,
         wish: &Wish<'_>,
         challenge: &Challenge,
+        identity: &str,
         credentials: &dyn Credentials,
         hosts: &Hosts,
         config: &Config,
     ) -> Result<Option<HeaderValue>, Error> {
-        let (identity, host) = (credentials.identity(), wish.endpoint.host.clone());
+        let (identity, host) = (identity.to_owned(), wish.endpoint.host.clone());
         let scopes = match challenge {
             Challenge::Basic => Vec::new(),
             Challenge::Bearer { scopes, .. } => {

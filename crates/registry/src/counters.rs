@@ -134,7 +134,7 @@ impl Book {
                 age: entry.since.elapsed(),
             })
             .collect();
-        list.sort_by(|a, b| b.age.cmp(&a.age));
+        list.sort_by_key(|request| std::cmp::Reverse(request.age));
         list
     }
 }

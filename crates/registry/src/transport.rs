@@ -283,8 +283,10 @@ impl Shared {
                 let _ = tokio::time::timeout(Duration::from_millis(200), response.chunk()).await;
                 return Ok(Attempt::Again(response.into_error(wish.what).await, at_least));
             }
-            if status.is_success() {
-                self.auth.granted(wish);
+            if status.is_success()
+                && let Some(ticket) = &ticket
+            {
+                self.auth.granted(wish, ticket);
             }
             return Ok(Attempt::Answer(Box::new(response)));
         }
@@ -376,7 +378,7 @@ impl Shared {
             };
             let status = inner.status();
             let follow = match status.as_u16() {
-                301 | 302 | 303 => call.method == Method::GET || call.method == Method::HEAD,
+                301..=303 => call.method == Method::GET || call.method == Method::HEAD,
                 307 | 308 => true,
                 _ => false,
             };

@@ -35,6 +35,7 @@ impl LeakCheck {
                 return leaked;
             }
             // Nothing signals the end of somebody else's mount or grandchild: look again.
+            #[allow(clippy::disallowed_methods)]
             std::thread::sleep(Duration::from_millis(20));
         }
     }

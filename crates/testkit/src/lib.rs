@@ -3,7 +3,7 @@
 //! Everything here ends with its value: listeners, processes and directories do not outlive the test. Functions panic when
 //! they fail, which is what a test wants.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::result_large_err)]
 
 mod fixture;
 mod http1;

@@ -82,8 +82,9 @@ impl Session {
 
 #[async_trait]
 impl Credentials for Session {
+    /// As a group of sessions does: once it ended, it has no name.
     fn identity(&self) -> String {
-        self.name.clone()
+        if self.is_alive() { self.name.clone() } else { String::new() }
     }
 
     fn is_alive(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Who the client is at a registry.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -60,6 +60,11 @@ impl Credentials for SessionCredentials {
 
     fn is_alive(&self) -> bool {
         self.group.is_alive()
+    }
+
+    fn detached(&self) -> Option<Arc<dyn Credentials>> {
+        // A live group holds on to the build that it is of.
+        Some(Arc::new(Self { group: self.group.sessions().group(self.group.ids()) }))
     }
 
     async fn credentials(&self, host: &str) -> Result<Option<Basic>, CredentialsError> {
