@@ -125,15 +125,16 @@ impl Patterns {
             if pattern == "!" {
                 return Err("illegal exclusion pattern: \"!\"".into());
             }
-            if pattern.starts_with('!') {
+            let (exception, pattern) = pattern.strip_prefix('!').map_or((false, pattern.as_str()), |rest| (true, rest));
+            if !is_valid(pattern) {
+                return Err("syntax error in pattern".into());
+            }
+            if exception {
                 new.exceptions = true;
                 continue;
             }
-            if unbalanced(&pattern) {
-                return Err("syntax error in pattern".into());
-            }
-            if let Some(matcher) = Matcher::compile(&pattern) {
-                new.patterns.push((pattern, matcher));
+            if let Some(matcher) = Matcher::compile(pattern) {
+                new.patterns.push((pattern.to_owned(), matcher));
             }
         }
         Ok(new)
@@ -155,23 +156,37 @@ impl Patterns {
     }
 }
 
-/// Whether a `[` is not closed, or an escape escapes nothing.
-fn unbalanced(pattern: &str) -> bool {
-    let mut inside = false;
-    let mut chars = pattern.chars();
+/// Whether Go's `path.Match` would take the pattern: classes are closed and not empty, escapes escape something.
+fn is_valid(pattern: &str) -> bool {
+    /// One character of a class; `false` if there is none.
+    fn class_character(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> bool {
+        match chars.next() {
+            None | Some('-' | ']') => false,
+            Some('\\') => chars.next().is_some() && chars.peek().is_some(),
+            Some(_) => chars.peek().is_some(),
+        }
+    }
+    let mut chars = pattern.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
-            '\\' => {
-                if chars.next().is_none() {
-                    return true;
+            '\\' if chars.next().is_none() => return false,
+            '[' => {
+                chars.next_if_eq(&'^');
+                let mut ranges = 0;
+                while ranges == 0 || chars.next_if_eq(&']').is_none() {
+                    if !class_character(&mut chars) {
+                        return false;
+                    }
+                    if chars.next_if_eq(&'-').is_some() && !class_character(&mut chars) {
+                        return false;
+                    }
+                    ranges += 1;
                 }
             }
-            '[' => inside = true,
-            ']' => inside = false,
             _ => {}
         }
     }
-    inside
+    true
 }
 
 #[cfg(test)]
@@ -196,6 +211,16 @@ mod tests {
         assert!(!ignores(&["a", "!a/b"], "a"));
         assert!(!ignores(&["a"], "."));
         assert!(ignores(&["*"], "."));
-        assert!(Patterns::new(&["[".into()]).is_err());
+        for (pattern, valid) in [
+            ("[", false),
+            ("[]a]", false),
+            ("a\\", false),
+            ("[a-]", false),
+            ("[^]", false),
+            ("[a-c]x", true),
+            ("[\\]]", true),
+        ] {
+            assert_eq!(Patterns::new(&[pattern.into()]).is_ok(), valid, "{pattern}");
+        }
     }
 }

@@ -35,4 +35,4 @@ mod suggest;
 pub use convert::{Request, Target, convert, dockerfile_source};
 pub use error::{DockerfileError, Locations};
 pub use lookup::{IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, OciLayoutLookup, ResolvedImage};
-pub use options::{Options, OptionsError, frontend_caps};
+pub use options::{CacheImport, Options, OptionsError, frontend_caps};

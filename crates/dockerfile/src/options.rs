@@ -47,8 +47,8 @@ pub struct Options {
     pub cache_namespace: String,
     /// What replaces the file's own `check` directive.
     pub lint: Option<LintConfig>,
-    /// Caches to import: type and attributes.
-    pub cache_imports: Vec<(String, BTreeMap<String, String>)>,
+    /// Caches to import.
+    pub cache_imports: Vec<CacheImport>,
     /// Name of the local directory that is the main context.
     pub context_name: String,
     /// What the main context is, if not a local directory: a URL.
@@ -77,6 +77,17 @@ pub struct Options {
     pub cmdline: Option<String>,
     /// A subrequest instead of a build.
     pub request_id: Option<String>,
+}
+
+/// A cache to import.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+pub struct CacheImport {
+    /// Its kind, such as `registry`.
+    #[serde(rename = "Type", alias = "type", default)]
+    pub kind: String,
+    /// Where it is.
+    #[serde(rename = "Attrs", alias = "attrs", default)]
+    pub attrs: BTreeMap<String, String>,
 }
 
 /// Why options are refused.
@@ -274,26 +285,18 @@ fn parse_multi_platform(wanted: &str, platforms: usize) -> Result<bool, OptionsE
     Ok(wanted)
 }
 
-fn parse_cache_imports(list: &str, references: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, OptionsError> {
-    #[derive(serde::Deserialize)]
-    struct Entry {
-        #[serde(rename = "Type", alias = "type", default)]
-        kind: String,
-        #[serde(rename = "Attrs", alias = "attrs", default)]
-        attrs: BTreeMap<String, String>,
-    }
+fn parse_cache_imports(list: &str, references: &str) -> Result<Vec<CacheImport>, OptionsError> {
     let mut imports = Vec::new();
     if !list.is_empty() {
-        let entries: Vec<Entry> = serde_json::from_str(list)
+        let entries: Vec<CacheImport> = serde_json::from_str(list)
             .map_err(|error| invalid(format!("failed to unmarshal cache-imports ({}): {error}", quote(list))))?;
-        imports.extend(entries.into_iter().map(|entry| (entry.kind, entry.attrs)));
+        imports.extend(entries);
     }
     if !references.is_empty() {
-        imports.extend(
-            references
-                .split(',')
-                .map(|reference| ("registry".to_owned(), BTreeMap::from([("ref".to_owned(), reference.to_owned())]))),
-        );
+        imports.extend(references.split(',').map(|reference| CacheImport {
+            kind: "registry".to_owned(),
+            attrs: BTreeMap::from([("ref".to_owned(), reference.to_owned())]),
+        }));
     }
     Ok(imports)
 }

@@ -201,7 +201,7 @@ impl Parser<'_> {
 
     /// Reads a heredoc's lines up to its end.
     fn document(&mut self, mut heredoc: Heredoc) -> Result<Heredoc> {
-        while let Some(raw) = self.lines.next() {
+        for raw in self.lines.by_ref() {
             self.line += 1;
             let text = String::from_utf8_lossy(raw);
             let mut line = without_end(&text);

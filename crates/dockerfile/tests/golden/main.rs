@@ -10,3 +10,4 @@ mod corpus;
 mod definitions;
 mod errors;
 mod expand;
+mod ignored;
