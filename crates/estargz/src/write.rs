@@ -116,6 +116,7 @@ impl Builder {
             members.append_headers(&std::mem::take(&mut reader.get_mut().taken))?;
             toc.entry(&header);
             if header.kind == Kind::File {
+                // The tar reader refuses sparse files: what they stand for is not what the tar has.
                 append_file(&mut reader, &header, chunk_size, &mut members, &mut toc)?;
             }
         }

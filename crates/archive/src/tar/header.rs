@@ -38,6 +38,10 @@ pub(super) mod field {
     /// The prefix of star's format, which has times after it.
     pub const STAR_PREFIX: Range<usize> = 345..476;
     pub const STAR_TRAILER: Range<usize> = 508..512;
+    /// Of sparse files of old GNU form: pieces, whether more blocks of them follow, length of the file.
+    pub const SPARSE: usize = 386;
+    pub const SPARSE_MORE: usize = 482;
+    pub const SPARSE_SIZE: Range<usize> = 483..495;
 }
 
 pub(super) const USTAR_MAGIC: &[u8; 8] = b"ustar\x0000";
@@ -73,7 +77,7 @@ pub struct Header {
     pub path: Vec<u8>,
     /// Type.
     pub kind: Kind,
-    /// Permission bits (the low 12, when written by the tools of this project).
+    /// Permission bits; some writers put the file type there too, so mask what was read (`0o7777`).
     pub mode: u32,
     /// Owner.
     pub uid: u64,

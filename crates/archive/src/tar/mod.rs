@@ -2,6 +2,7 @@
 
 mod header;
 mod reader;
+mod sparse;
 mod writer;
 
 pub use header::{Header, HeaderError, Kind, Record, XATTR_RECORD_PREFIX};

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 
 use super::BLOCK;
 use super::header::{self, FIELD_RECORDS, Header, Kind, Record, field};
+use super::sparse::{self, SparseMap, SparseRecords};
 use crate::Timestamp;
 
 /// Bounds of what a reader accepts.
@@ -78,6 +79,18 @@ pub struct Reader<R> {
     header_offset: u64,
     data_offset: u64,
     ended: bool,
+    allow_sparse: bool,
+    sparse: Option<Sparse>,
+}
+
+/// A sparse file that is being read.
+#[derive(Debug)]
+struct Sparse {
+    map: SparseMap,
+    /// The piece at or after `position`.
+    next: usize,
+    /// Offset in the file.
+    position: u64,
 }
 
 /// What comes before a header and is part of it.
@@ -107,7 +120,22 @@ impl<R: Read> Reader<R> {
             header_offset: 0,
             data_offset: 0,
             ended: false,
+            allow_sparse: false,
+            sparse: None,
         }
+    }
+
+    /// Reads sparse files too, with zeros for what is not there. Otherwise they are refused: a few bytes of archive may
+    /// stand for any size, and layers have none.
+    #[must_use]
+    pub fn allow_sparse(mut self) -> Self {
+        self.allow_sparse = true;
+        self
+    }
+
+    /// Whether the current entry is a sparse file: what is read is then longer than what the archive has of it.
+    pub fn is_sparse(&self) -> bool {
+        self.sparse.is_some()
     }
 
     /// The next entry, or `None` at the end of the archive. Data of the entry before that was not read is skipped.
@@ -118,7 +146,7 @@ impl<R: Read> Reader<R> {
         }
         let skip = self.left + self.padding;
         self.skip(skip)?;
-        (self.left, self.padding) = (0, 0);
+        (self.left, self.padding, self.sparse) = (0, 0, None);
         self.header_offset = self.position;
         let mut extensions = Extensions::default();
         loop {
@@ -144,10 +172,13 @@ impl<R: Read> Reader<R> {
                     if self.entries > self.limits.entries {
                         return Err(TarError::Limit { limit: self.limits.entries, what: "entries" });
                     }
-                    let header = self.entry(&block, extensions)?;
-                    self.data_offset = self.position;
+                    let (mut header, sparse_records) = self.entry(&block, extensions)?;
                     self.left = header.size;
                     self.padding = padding(header.size);
+                    if block[field::TYPE] == b'S' || !sparse_records.is_empty() {
+                        self.start_sparse(&block, &mut header, &sparse_records)?;
+                    }
+                    self.data_offset = self.position;
                     return Ok(Some(header));
                 }
             }
@@ -250,46 +281,107 @@ impl<R: Read> Reader<R> {
         Ok(data)
     }
 
-    /// Puts together what a header and its extensions say.
-    fn entry(&self, block: &[u8; BLOCK], extensions: Extensions) -> Result<Header, TarError> {
+    /// Puts together what a header and its extensions say; the records of sparse files are given apart.
+    fn entry(&self, block: &[u8; BLOCK], extensions: Extensions) -> Result<(Header, Vec<Record>), TarError> {
         let mut header = parse_block(block).map_err(|what| self.malformed(what))?;
+        let (sparse, records) =
+            extensions.records.into_iter().partition(|(key, _)| key.starts_with(sparse::RECORD_PREFIX));
+        apply_records(&mut header, records).map_err(|what| self.malformed(what))?;
+        // As in Go, where both are given.
         if let Some(name) = extensions.long_name {
             header.path = name;
         }
         if let Some(link) = extensions.long_link {
             header.link = link;
         }
-        apply_records(&mut header, extensions.records).map_err(|what| self.malformed(what))?;
-        let refuse = |what: String| {
-            let path = String::from_utf8_lossy(&header.path[..header.path.len().min(512)]).into_owned();
-            Err(TarError::Unsupported { path, what })
-        };
         header.kind = match block[field::TYPE] {
             // Before USTAR a slash made the directory.
             0 if header.path.ends_with(b"/") => Kind::Directory,
-            0 | b'0' | b'7' => Kind::File,
+            0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::Hardlink,
             b'2' => Kind::Symlink,
             b'3' => Kind::CharDevice,
             b'4' => Kind::BlockDevice,
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
-            b'S' => return refuse("GNU sparse file".to_owned()),
-            other => return refuse(format!("type {:?}", char::from(other))),
+            other => return Err(unsupported(&header, format!("type {:?}", char::from(other)))),
         };
-        if header.records.iter().any(|(key, _)| key.starts_with(b"GNU.sparse.")) {
-            return refuse("GNU sparse file".to_owned());
-        }
         // Only files have data, whatever the header says.
         if header.kind != Kind::File {
             header.size = 0;
         }
-        Ok(header)
+        Ok((header, sparse))
     }
-}
 
-impl<R: Read> Read for Reader<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+    /// Reads the map of a sparse file, whose data comes next.
+    fn start_sparse(&mut self, block: &[u8; BLOCK], header: &mut Header, records: &[Record]) -> Result<(), TarError> {
+        if !self.allow_sparse || header.kind != Kind::File {
+            return Err(unsupported(header, "GNU sparse file".to_owned()));
+        }
+        let (fragments, size) = if block[field::TYPE] == b'S' {
+            self.old_map(block)?
+        } else {
+            let records = SparseRecords::parse(records).map_err(|what| self.malformed(what))?;
+            if let Some(name) = records.name {
+                header.path = name;
+            }
+            let fragments = match records.fragments {
+                Some(fragments) => fragments,
+                None => self.leading_map()?,
+            };
+            (fragments, records.size.ok_or_else(|| self.malformed("sparse file without a size"))?)
+        };
+        header.size = size;
+        let map = SparseMap::new(fragments, size, self.left).map_err(|what| self.malformed(what))?;
+        self.sparse = Some(Sparse { map, next: 0, position: 0 });
+        Ok(())
+    }
+
+    /// The map in the header block and in those that continue it.
+    fn old_map(&mut self, block: &[u8; BLOCK]) -> Result<(Vec<(u64, u64)>, u64), TarError> {
+        let mut fragments = Vec::new();
+        let size = parse_size(&block[field::SPARSE_SIZE]).ok_or_else(|| self.malformed("size out of range"))?;
+        sparse::old_fragments(block, field::SPARSE, 4, parse_size, &mut fragments)
+            .map_err(|what| self.malformed(what))?;
+        let mut more = block[field::SPARSE_MORE] != 0;
+        let mut blocks = 0;
+        while more {
+            blocks += 1;
+            if blocks * BLOCK as u64 > self.limits.extension {
+                return Err(TarError::Limit { limit: self.limits.extension, what: "bytes of a sparse file's map" });
+            }
+            let mut block = [0; BLOCK];
+            self.fill(&mut block)?;
+            sparse::old_fragments(&block, 0, 21, parse_size, &mut fragments).map_err(|what| self.malformed(what))?;
+            more = block[504] != 0;
+        }
+        Ok((fragments, size))
+    }
+
+    /// The map that the data starts with.
+    fn leading_map(&mut self) -> Result<Vec<(u64, u64)>, TarError> {
+        let (mut text, mut lines) = (Vec::new(), 0);
+        loop {
+            if self.left < BLOCK as u64 {
+                return Err(self.malformed("map of a sparse file cut off"));
+            }
+            if text.len() as u64 >= self.limits.extension {
+                return Err(TarError::Limit { limit: self.limits.extension, what: "bytes of a sparse file's map" });
+            }
+            let mut block = [0; BLOCK];
+            self.fill(&mut block)?;
+            self.left -= BLOCK as u64;
+            text.extend_from_slice(&block);
+            lines += block.iter().filter(|byte| **byte == b'\n').count() as u64;
+            let wanted = sparse::lines_of_map(&text).map_err(|what| self.malformed(what))?;
+            if lines >= wanted {
+                return sparse::leading_map(&text).map_err(|what| self.malformed(what));
+            }
+        }
+    }
+
+    /// Reads what the archive has of an entry's data.
+    fn read_data(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
         if want == 0 {
             return Ok(0);
@@ -300,6 +392,40 @@ impl<R: Read> Read for Reader<R> {
         }
         self.position += n as u64;
         self.left -= n as u64;
+        Ok(n)
+    }
+}
+
+fn unsupported(header: &Header, what: String) -> TarError {
+    let path = String::from_utf8_lossy(&header.path[..header.path.len().min(512)]).into_owned();
+    TarError::Unsupported { path, what }
+}
+
+impl<R: Read> Read for Reader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let Some(sparse) = &mut self.sparse else { return self.read_data(buf) };
+        let piece = loop {
+            match sparse.map.fragments.get(sparse.next) {
+                Some((offset, length)) if sparse.position >= offset + length => sparse.next += 1,
+                piece => break piece.copied(),
+            }
+        };
+        // Up to where the data starts, or the file ends, there are zeros; then up to where the data ends.
+        let (is_data, end) = match piece {
+            Some((offset, length)) if sparse.position >= offset => (true, offset + length),
+            Some((offset, _)) => (false, offset),
+            None => (false, sparse.map.size),
+        };
+        let want = usize::try_from(end - sparse.position).unwrap_or(usize::MAX).min(buf.len());
+        let n = if is_data {
+            self.read_data(&mut buf[..want])?
+        } else {
+            buf[..want].fill(0);
+            want
+        };
+        if let Some(sparse) = &mut self.sparse {
+            sparse.position += n as u64;
+        }
         Ok(n)
     }
 }
@@ -315,7 +441,7 @@ fn parse_block(block: &[u8; BLOCK]) -> Result<Header, &'static str> {
     let unsigned = |range: std::ops::Range<usize>, what| parse_size(&block[range]).ok_or(what);
     let mut header = Header {
         path: until_nul(&block[field::NAME]).to_vec(),
-        mode: (unsigned(field::MODE, "mode out of range")? & 0o7777) as u32,
+        mode: unsigned(field::MODE, "mode out of range")?.try_into().map_err(|_| "mode out of range")?,
         uid: unsigned(field::UID, "user id out of range")?,
         gid: unsigned(field::GID, "group id out of range")?,
         size: unsigned(field::SIZE, "size out of range")?,
