@@ -30,7 +30,7 @@ pub(super) fn unpack(
     }
     let open = || from.root().open_file(&path).map_err(|error| FileError::io("open", &path)(error.source));
     let Ok((_, stream)) = decompress(open()?) else { return Ok(false) };
-    let mut reader = Reader::new(stream);
+    let mut reader = Reader::new(stream).allow_sparse();
     let Ok(Some(first)) = reader.next() else { return Ok(false) };
 
     let dir = to.lookup(dst)?;
