@@ -14,7 +14,7 @@ impl BridgeError {
     /// Adds a typed detail.
     pub fn push<D: Detail>(&mut self, detail: &D) {
         if let Ok(value) = serde_json::to_vec(detail) {
-            self.details.push(Any { type_url: D::TYPE_URL.to_owned(), value: value.into() });
+            self.details.push(Any { type_url: D::TYPE_URL.to_owned(), value });
         }
     }
 }

@@ -34,6 +34,7 @@ pub struct ResolvedImage {
     pub root: Descriptor,
     /// The platform's manifest.
     pub manifest: Manifest,
+    manifest_bytes: Bytes,
     /// The image configuration's bytes.
     pub config_bytes: Bytes,
     /// The image configuration.
@@ -50,13 +51,13 @@ struct Kept {
 }
 
 impl ResolvedImage {
-    fn parse(root: Descriptor, manifest: &[u8], config: Bytes, what: &str) -> Result<Self, OpError> {
+    fn parse(root: Descriptor, manifest_bytes: Bytes, config_bytes: Bytes, what: &str) -> Result<Self, OpError> {
         let invalid = |part: &str, error: &dyn std::fmt::Display| {
             OpError::Image(format!("failed to parse {part} of {what}: {error}"))
         };
-        let manifest: Manifest = serde_json::from_slice(manifest).map_err(|error| invalid("manifest", &error))?;
-        let parsed: ImageConfig = serde_json::from_slice(&config).map_err(|error| invalid("image config", &error))?;
-        Ok(Self { root, manifest, config_bytes: config, config: parsed, stale: false })
+        let manifest = serde_json::from_slice(&manifest_bytes).map_err(|error| invalid("manifest", &error))?;
+        let config = serde_json::from_slice(&config_bytes).map_err(|error| invalid("image config", &error))?;
+        Ok(Self { root, manifest, manifest_bytes, config_bytes, config, stale: false })
     }
 }
 
@@ -98,29 +99,46 @@ impl Images {
         who: &str,
         token: &CancellationToken,
     ) -> Result<Arc<ResolvedImage>, Arc<OpError>> {
-        let kept_key = format!("{reference}\0{platform}");
-        let key = format!("{kept_key}\0{}\0{who}", mode.as_str());
-        if let Some(fresh) = self.fresh(&key) {
+        let key = |meant: &str| format!("{meant}\0{platform}\0{who}");
+        let asked = key(&meaning(reference));
+        if let Some(fresh) = self.fresh(&asked, mode) {
             return Ok(fresh);
         }
         let (inner, reference, platform) = (self.inner.clone(), reference.clone(), platform.clone());
-        let flight = self.inner.flight.run(key.clone(), move |_| async move {
-            inner.look_up(&reference, &platform, mode, &access, &kept_key).await.map_err(Arc::new)
+        let repository = reference.repository();
+        let flight = self.inner.flight.run(format!("{asked}\0{}", mode.as_str()), move |_| async move {
+            inner.look_up(&reference, &platform, mode, &access).await.map_err(Arc::new)
         });
         let answer = tokio::select! {
             () = token.cancelled() => return Err(Arc::new(OpError::Cancelled)),
             answer = flight => answer.map_err(|aborted| Arc::new(OpError::Image(aborted.to_string())))??,
         };
+        // The next question of a build is about the digest that the tag was found to mean.
+        let found = key(&by_digest(&repository, answer.root.digest));
         let mut fresh = self.inner.fresh.lock();
         fresh.retain(|_, (at, _)| at.elapsed() < FRESH);
-        fresh.insert(key, (Instant::now(), answer.clone()));
+        fresh.insert(asked, (Instant::now(), answer.clone()));
+        fresh.insert(found, (Instant::now(), answer.clone()));
         Ok(answer)
     }
 
-    fn fresh(&self, key: &str) -> Option<Arc<ResolvedImage>> {
+    fn fresh(&self, key: &str, mode: ResolveMode) -> Option<Arc<ResolvedImage>> {
         let fresh = self.inner.fresh.lock();
-        fresh.get(key).filter(|(at, _)| at.elapsed() < FRESH).map(|(_, image)| image.clone())
+        let (at, image) = fresh.get(key)?;
+        (at.elapsed() < FRESH && !(image.stale && mode == ResolveMode::ForcePull)).then(|| image.clone())
     }
+}
+
+/// What a reference means: with a digest, its tag says nothing.
+fn meaning(reference: &Reference) -> String {
+    match reference.digest() {
+        Some(digest) => by_digest(&reference.repository(), digest),
+        None => reference.to_string(),
+    }
+}
+
+fn by_digest(repository: &str, digest: Digest) -> String {
+    format!("{repository}@{digest}")
 }
 
 impl Inner {
@@ -130,49 +148,55 @@ impl Inner {
         platform: &Platform,
         mode: ResolveMode,
         access: &Access,
-        key: &str,
     ) -> Result<Arc<ResolvedImage>, OpError> {
-        let kept = self.kept(key, reference).await;
-        let root = match (self.client.resolve(reference, access).await, kept) {
-            (Ok(root), Some(kept)) if kept.root.digest == root.digest => return Ok(Arc::new(kept)),
-            (Ok(root), _) => root,
-            (Err(error), Some(mut kept)) if mode != ResolveMode::ForcePull && error.is_transient() => {
+        let repository = reference.repository();
+        let key = |meant: &str| format!("{meant}\0{platform}");
+        let root = match self.client.resolve(reference, access).await {
+            Ok(root) => root,
+            Err(error) if mode != ResolveMode::ForcePull && error.is_transient() => {
+                let Some(known) = self.kept(key(&meaning(reference))).await else { return Err(error.into()) };
                 tracing::warn!(%reference, %error, "registry cannot be reached, using what is known of the image");
-                kept.stale = true;
-                return Ok(Arc::new(kept));
+                return Ok(Arc::new(ResolvedImage { stale: true, ..known }));
             }
-            (Err(error), _) => return Err(error.into()),
+            Err(error) => return Err(error.into()),
         };
+        let pinned = key(&by_digest(&repository, root.digest));
+        if let Some(known) = self.kept(pinned.clone()).await {
+            self.keep([key(&meaning(reference))], &known);
+            return Ok(Arc::new(known));
+        }
         let image = self.client.image_at(reference, root, platform, access).await?;
         let config = self.client.blob(&reference.into(), &image.manifest.config, access).bytes(MAX_CONFIG).await?;
-        let row = Kept {
-            root: image.root.clone(),
-            manifest: STANDARD.encode(&image.manifest_bytes),
-            config: STANDARD.encode(&config),
-        };
         let what = reference.to_string();
-        let resolved = ResolvedImage::parse(image.root, &image.manifest_bytes, config, &what)?;
-        self.keep(key, &row);
+        let resolved = ResolvedImage::parse(image.root, image.manifest_bytes, config, &what)?;
+        self.keep([key(&meaning(reference)), pinned], &resolved);
         Ok(Arc::new(resolved))
     }
 
-    async fn kept(&self, key: &str, reference: &Reference) -> Option<ResolvedImage> {
-        let (db, key, reference) = (self.db.clone(), key.to_owned(), reference.clone());
+    async fn kept(&self, key: String) -> Option<ResolvedImage> {
+        let db = self.db.clone();
         blocking(move || {
             let row: Kept = serde_json::from_slice(&db.get(TABLE, key.as_bytes()).ok()??).ok()?;
             let manifest = STANDARD.decode(row.manifest).ok()?;
             let config = STANDARD.decode(row.config).ok()?;
             // The row was verified when it was written; a damaged one is none.
-            let parsed = ResolvedImage::parse(row.root, &manifest, config.into(), &reference.to_string()).ok()?;
+            let parsed = ResolvedImage::parse(row.root, manifest.into(), config.into(), &key).ok()?;
             (Digest::of(&parsed.config_bytes) == parsed.manifest.config.digest).then_some(parsed)
         })
         .await
     }
 
-    fn keep(&self, key: &str, row: &Kept) {
-        let Ok(value) = serde_json::to_vec(row) else { return };
+    fn keep<const N: usize>(&self, keys: [String; N], image: &ResolvedImage) {
+        let row = Kept {
+            root: image.root.clone(),
+            manifest: STANDARD.encode(&image.manifest_bytes),
+            config: STANDARD.encode(&image.config_bytes),
+        };
+        let Ok(value) = serde_json::to_vec(&row) else { return };
         let mut batch = Batch::new();
-        batch.put(TABLE, key.as_bytes(), value);
+        for key in keys {
+            batch.put(TABLE, key.as_bytes(), value.clone());
+        }
         self.db.write_soon(batch);
     }
 }

@@ -110,8 +110,8 @@ impl Unpacker<'_> {
         chown(at.0, at.1, owner).map_err(FileError::at("lchown", &path))?;
         self.xattrs(header, at, &path)?;
         let mode = Mode::from_raw_mode(header.mode & 0o7777);
-        let symlink = header.kind == Kind::Symlink;
-        if !symlink && !(header.kind == Kind::Hardlink && self.is_symlink(&path)?) {
+        // A link has no mode of its own, and neither has another name of one.
+        if !(header.kind == Kind::Symlink || header.kind == Kind::Hardlink && self.is_symlink(&path)?) {
             rustix::fs::chmodat(at.0, at.1, mode, AtFlags::empty()).map_err(FileError::at("chmod", &path))?;
         }
         let time = Timespec { tv_sec: header.mtime.seconds, tv_nsec: header.mtime.nanoseconds.into() };

@@ -61,7 +61,7 @@ impl Symbolic {
                 }
             }
             Change::Copy { from, who, op } => {
-                let bits = (mode >> from & 0o7) * EXECUTE & who;
+                let bits = (((mode >> from) & 0o7) * EXECUTE) & who;
                 match op {
                     '+' => mode | bits,
                     '-' => mode & !bits,

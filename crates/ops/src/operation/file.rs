@@ -31,7 +31,7 @@ enum Value {
     /// Final.
     Committed(ImmutableRef),
     /// Being changed, by one action after another.
-    Open(MutableRef, Arc<Mounting>),
+    Open(Arc<Mounting>, MutableRef),
 }
 
 /// One run of the op.
@@ -148,7 +148,7 @@ impl Run<'_> {
     /// Something to read from.
     async fn mounted(&self, input: FileInput) -> Result<Arc<Mounting>, OpError> {
         match self.value(input)? {
-            Some(Value::Open(_, mounting)) => Ok(mounting),
+            Some(Value::Open(mounting, _)) => Ok(mounting),
             Some(Value::Committed(input)) => Ok(input.mount(self.cx).await?),
             None => Ok(self.op.worker.store().scratch().mount(self.cx).await?),
         }
@@ -157,7 +157,7 @@ impl Run<'_> {
     /// Something to change: what the action before left open, or a new layer.
     async fn opened(&mut self, input: FileInput) -> Result<(MutableRef, Arc<Mounting>), OpError> {
         let base = match self.value(input)? {
-            Some(Value::Open(writable, mounting)) => {
+            Some(Value::Open(mounting, writable)) => {
                 if let FileInput::Action(index) = input {
                     self.results.remove(&index);
                 }
@@ -187,7 +187,7 @@ impl Run<'_> {
             drop(target);
             Value::Committed(writable.commit().await?)
         } else {
-            Value::Open(writable, target)
+            Value::Open(target, writable)
         };
         self.results.insert(index, value);
         Ok(())

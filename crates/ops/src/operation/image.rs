@@ -47,7 +47,7 @@ impl Image {
                 cx.token(),
             )
             .await
-            .map_err(|error| OpError::Shared(error))?;
+            .map_err(OpError::Shared)?;
         if let Some(checksum) = self.source.checksum
             && checksum != resolved.root.digest
         {
@@ -76,8 +76,18 @@ impl Image {
 
     /// Whether layers may be mounted before they are here.
     fn want(&self, cx: &Cx) -> Lazy {
-        let required = cx.attributes("lazy").iter().any(|value| value == "require");
-        if required { Lazy::Require } else { self.worker.lazy() }
+        let asked = cx.attributes("lazy");
+        let says = |word: &str| asked.iter().any(|value| value == word);
+        // Of builds that share the image, the strictest decides.
+        if says("require") {
+            Lazy::Require
+        } else if says("never") {
+            Lazy::Never
+        } else if says("prefer") {
+            Lazy::Prefer
+        } else {
+            self.worker.lazy()
+        }
     }
 
     async fn load(&self, chosen: &Chosen, want: Lazy) -> Result<ImmutableRef, OpError> {

@@ -25,11 +25,11 @@ enum Output {
 pub(super) struct Mounts {
     pub(super) root: RootMount,
     pub(super) mounts: Vec<ExecMount>,
+    /// What keeps directories mounted. Dropped before the refs that are mounted.
+    mounted: Vec<Arc<Mounting>>,
     outputs: Vec<(usize, Output)>,
     /// Writable refs whose changes are dropped, and cache mounts.
     kept: Vec<MutableRef>,
-    /// What keeps directories mounted.
-    mounted: Vec<Arc<Mounting>>,
 }
 
 /// Makes mounts.
