@@ -30,7 +30,7 @@ impl LeakCheck {
     pub fn leaked(&self) -> Vec<String> {
         let end = Instant::now() + Duration::from_secs(5);
         loop {
-            let leaked = self.difference();
+            let leaked = self.leaked_now();
             if leaked.is_empty() || Instant::now() > end {
                 return leaked;
             }
@@ -40,7 +40,8 @@ impl LeakCheck {
         }
     }
 
-    fn difference(&self) -> Vec<String> {
+    /// [`leaked`](Self::leaked) without waiting.
+    pub fn leaked_now(&self) -> Vec<String> {
         let now = Seen::now();
         let mut leaked = Vec::new();
         let mut mounts = self.before.mounts.clone();
