@@ -1,3 +1,192 @@
-//! The `castor-buildctl` binary.
+//! `buildctl`: the client of a build daemon, with the commands of BuildKit's.
 
-fn main() {}
+mod build;
+mod commands;
+mod csv;
+mod flags;
+mod gotime;
+mod options;
+mod records;
+mod stdio;
+mod table;
+mod template;
+mod workers;
+
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use castor_client::{CancellationToken, Client, ClientError, ClientTls, Target, definition, source};
+use flags::{Misuse, Request, Values};
+
+/// What a shell calls a program that was interrupted.
+const UNKNOWN_COMMAND: u8 = 3;
+
+fn main() -> ExitCode {
+    let (path, values) = match flags::parse(&commands::ROOT, std::env::args().skip(1)) {
+        Ok(Request::Run(path, values)) => (path, values),
+        Ok(Request::Help(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(Request::Version) => {
+            println!("buildctl castor {} {}", env!("CARGO_PKG_VERSION"), option_env!("CASTOR_REVISION").unwrap_or("-"));
+            return ExitCode::SUCCESS;
+        }
+        Err(Misuse::Flag { message, help }) => {
+            eprintln!("Incorrect Usage: {message}\n");
+            print!("{help}");
+            eprintln!("error: {message}");
+            return ExitCode::FAILURE;
+        }
+        Err(Misuse::Unknown(name)) => {
+            eprintln!("No help topic for '{name}'");
+            return ExitCode::from(UNKNOWN_COMMAND);
+        }
+    };
+    match run(&path, &values) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            report(&err, values.bool("debug"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(path: &[&str], values: &Values) -> Result<()> {
+    start_logging(values)?;
+    if path == ["debug", "dump-llb"] {
+        return dump(values);
+    }
+    let target = target(values)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        tokio::spawn(cancel_on_signals(cancel.clone()));
+        command(path, &target, values, &cancel).await
+    });
+    // Reads of standard input cannot be interrupted.
+    runtime.shutdown_background();
+    result
+}
+
+async fn command(path: &[&str], target: &Target, values: &Values, cancel: &CancellationToken) -> Result<()> {
+    let connect = |context| Client::connect(target, context);
+    let work = async {
+        match path {
+            ["du"] => records::usage(&connect("failed to call diskusage").await?, values).await,
+            ["prune"] => records::prune(&connect("failed to call prune").await?, values).await,
+            ["prune-histories"] => {
+                bail!("prune-histories: build histories are not supported by this client")
+            }
+            ["debug", "workers"] => workers::workers(&connect("failed to list workers").await?, values).await,
+            ["debug", "info"] => workers::info(&connect("failed to call info").await?, values).await,
+            ["dial-stdio"] => stdio::dial(target).await,
+            _ => bail!("unknown command {path:?}"),
+        }
+    };
+    match path {
+        // It ends in order when it is cancelled.
+        ["build"] => Box::pin(build::build(target, values, cancel)).await,
+        _ => tokio::select! {
+            result = Box::pin(work) => result,
+            () = cancel.cancelled() => Err(ClientError::Canceled.into()),
+        },
+    }
+}
+
+/// The first signal ends what is done in order, the third one at once.
+async fn cancel_on_signals(cancel: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    for _ in 0..2 {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        cancel.cancel();
+    }
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    std::process::exit(1);
+}
+
+fn target(values: &Values) -> Result<Target> {
+    let address = match values.text("addr") {
+        "" => std::env::var("BUILDKIT_HOST").ok().filter(|host| !host.is_empty()),
+        address => Some(address.to_owned()),
+    };
+    let file = |name: &str| Some(values.text(name)).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let (mut authorities, mut certificate, mut key) = (file("tlscacert"), file("tlscert"), file("tlskey"));
+    if let Some(dir) = file("tlsdir") {
+        if authorities.is_some() || certificate.is_some() || key.is_some() {
+            bail!("cannot specify tlsdir and tlscacert/tlscert/tlskey at the same time");
+        }
+        authorities = Some(one_of(&dir, "ca.pem", "ca.crt")?);
+        certificate = Some(one_of(&dir, "cert.pem", "tls.crt")?);
+        key = Some(one_of(&dir, "key.pem", "tls.key")?);
+    }
+    let identity = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => bail!("could not read certificate/key: both tlscert and tlskey are needed"),
+    };
+    let server_name = Some(values.text("tlsservername")).filter(|name| !name.is_empty()).map(str::to_owned);
+    let tls = (authorities.is_some() || identity.is_some()).then_some(ClientTls { authorities, identity, server_name });
+    Ok(Target {
+        address: address.unwrap_or_else(|| commands::DEFAULT_ADDRESS.to_owned()),
+        tls,
+        timeout: Duration::from_secs(values.int("timeout").unwrap_or(5).max(0).unsigned_abs()),
+        wait: values.bool("wait"),
+    })
+}
+
+fn one_of(dir: &Path, first: &str, second: &str) -> Result<PathBuf> {
+    let found = [first, second].iter().map(|name| dir.join(name)).find(|path| path.exists());
+    found.with_context(|| format!("directory did not contain one of the needed files: {first} or {second}"))
+}
+
+fn start_logging(values: &Values) -> Result<()> {
+    use tracing_subscriber::filter::LevelFilter;
+    let level = if values.bool("debug") { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).with_target(false);
+    match values.text("log-format") {
+        "json" => builder.json().init(),
+        "text" | "" => builder.init(),
+        other => bail!("unsupported log type {other:?}"),
+    }
+    Ok(())
+}
+
+/// `debug dump-llb`
+fn dump(values: &Values) -> Result<()> {
+    let mut bytes = Vec::new();
+    match values.arguments.first().map(String::as_str) {
+        None | Some("-") => {
+            io::stdin().read_to_end(&mut bytes).context("read standard input")?;
+        }
+        Some(path) => bytes = std::fs::read(path).with_context(|| format!("open {path}"))?,
+    }
+    let read = definition::read(&bytes)?;
+    let text = if values.bool("dot") { definition::dot(&read)? } else { definition::dump(&read)? };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// Says what went wrong, after the lines of the user's text that it is about.
+fn report(err: &anyhow::Error, debug: bool) {
+    let failure = err.downcast_ref::<ClientError>().and_then(ClientError::failure);
+    let mut stderr = io::stderr().lock();
+    for detail in failure.map(|failure| failure.details::<castor_client::Source>()).unwrap_or_default() {
+        // Where errors cannot be written there is nobody to tell.
+        let _ = source::print_excerpt(&detail, &mut stderr);
+    }
+    let _ = if debug { writeln!(stderr, "error: {err:?}") } else { writeln!(stderr, "error: {err:#}") };
+}

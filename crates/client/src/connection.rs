@@ -29,7 +29,7 @@ pub enum ClientError {
         source: DialError,
     },
     /// It refused.
-    #[error("{context}: {}", Coded(.failure))]
+    #[error("{}{}", Context(context), Coded(.failure))]
     Call {
         /// What was asked of it.
         context: &'static str,
@@ -69,6 +69,15 @@ impl ClientError {
 
     pub(crate) fn call(context: &'static str) -> impl FnOnce(Status) -> Self {
         move |status| Self::Call { context, failure: Failure::from_status(&status) }
+    }
+}
+
+/// What was asked, in front of what came of it.
+struct Context(&'static str);
+
+impl fmt::Display for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "{}: ", self.0) }
     }
 }
 
@@ -176,6 +185,10 @@ impl Client {
             Ok(_) => true,
             Err(status) => status.code() == Code::Unimplemented,
         }
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     pub(crate) fn control(&self) -> ControlClient<Channel> {
