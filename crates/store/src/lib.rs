@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod contenthash;
+mod difference;
 mod error;
 mod filter;
 mod gc;
@@ -26,7 +27,7 @@ mod usage;
 pub use contenthash::{ChecksumOptions, HashObserver};
 pub use error::StoreError;
 pub use filter::{Filter, FilterError};
-pub use gc::{DiskSpace, GcPolicy, default_policy};
+pub use gc::{DiskSpace, GcPolicy, Limits, default_policy};
 pub use image::{ImageLayer, Openers};
 pub use keys::KeyCache;
 pub use mounting::Mounting;

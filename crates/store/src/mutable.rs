@@ -1,9 +1,13 @@
 //! Writable refs.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Weak};
 
+use castor_snapshot::SnapshotId;
 use castor_solver::Cx;
 
+use crate::refs::{Handle, commit};
+use crate::store::Inner;
 use crate::{HashObserver, ImmutableRef, Mounting, StoreError};
 
 /// How a cache mount is shared between steps that run at once.
@@ -19,47 +23,75 @@ pub enum Sharing {
 }
 
 /// A handle of a writable record. Clones are the same handle; the record is let go of with the last.
-#[derive(Debug, Clone)]
-pub struct MutableRef {}
+#[derive(Clone)]
+pub struct MutableRef {
+    inner: Arc<Inner>,
+    handle: Arc<Handle>,
+}
+
+impl fmt::Debug for MutableRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MutableRef").field(&self.id()).finish()
+    }
+}
 
 impl MutableRef {
+    pub(crate) fn new(inner: Arc<Inner>, handle: Arc<Handle>) -> Self {
+        Self { inner, handle }
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Handle> {
+        Arc::downgrade(&self.handle)
+    }
+
     /// The record's id.
     pub fn id(&self) -> &str {
-        todo!()
+        &self.handle.rec.id
     }
 
-    /// Mounts it, writable.
+    /// Mounts it, writable. All who want it at once share one mount.
     pub async fn mount(&self, cx: &Cx) -> Result<Arc<Mounting>, StoreError> {
-        let _ = cx;
-        todo!()
+        let rec = &self.handle.rec;
+        let id = SnapshotId::new(rec.id.as_str());
+        tokio::select! {
+            mounting = rec.mountpoint.mount(&self.inner, Some(id), &rec.id, true) => mounting,
+            () = cx.token().cancelled() => Err(StoreError::Cancelled),
+        }
     }
 
-    /// Ends writing: the change becomes an immutable record. No [`Mounting`] of it may be left.
+    /// Ends writing: the change becomes an immutable record. Waits until no [`Mounting`] of it is left.
     pub async fn commit(self) -> Result<ImmutableRef, StoreError> {
-        todo!()
+        let rec = &self.handle.rec;
+        let mut known = rec.snapshot.lock().await;
+        *known = Some(commit(&self.inner, rec).await?);
+        drop(known);
+        Ok(ImmutableRef::new(self.inner.clone(), Some(self.handle.clone())))
     }
 
     /// An immutable look at it, while the record stays writable for later ([`crate::Store::retained`]). It becomes a
-    /// committed one when something is made of it.
+    /// committed one when something is made of it. Waits until no [`Mounting`] of it is left.
     pub async fn freeze(self) -> Result<ImmutableRef, StoreError> {
-        todo!()
+        self.handle.rec.mountpoint.unmounted().await;
+        Ok(ImmutableRef::new(self.inner.clone(), Some(self.handle.clone())))
     }
 
     /// Keeps the record after the last handle, to be found again by `key`.
     pub async fn retain_as(&self, key: &str) -> Result<(), StoreError> {
-        let _ = key;
-        todo!()
+        self.inner.records.change(&self.handle.rec, |row| {
+            row.key = Some(key.to_owned());
+            row.retain = true;
+        });
+        Ok(())
     }
 
     /// What watches a transfer into it, so that [`ImmutableRef::checksum`] need not read the files again. Changes are
-    /// relative to the record's root.
+    /// relative to the record's root. Take it before the transfer, and before each.
     pub async fn observer(&self) -> Result<Arc<HashObserver>, StoreError> {
-        todo!()
+        crate::contenthash::observer(&self.inner, &self.handle.rec).await
     }
 
     /// Changes what users read.
     pub fn describe(&self, description: &str) {
-        let _ = description;
-        todo!()
+        self.inner.records.change(&self.handle.rec, |row| description.clone_into(&mut row.description));
     }
 }

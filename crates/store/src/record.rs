@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use castor_layerfs::LayerId;
 use castor_progress::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -146,6 +147,9 @@ impl Body {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) body: Body,
+    /// The records that give it one layer or diff each, lowest first, itself included where it is one of them.
+    #[serde(default)]
+    pub(crate) parts: Vec<RecordId>,
     #[serde(default)]
     pub(crate) description: String,
     pub(crate) record_type: RecordType,
@@ -161,6 +165,12 @@ pub(crate) struct Row {
     /// What the record is found by again: a shared key of a local source, the id of a cache mount.
     #[serde(default)]
     pub(crate) key: Option<String>,
+    /// The snapshots made for it beside the one of its own name.
+    #[serde(default)]
+    pub(crate) snapshots: Vec<String>,
+    /// The layer object of an image layer, once it was made.
+    #[serde(default)]
+    pub(crate) layer: Option<LayerId>,
     /// What other crates keep with the record.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
