@@ -30,12 +30,10 @@ pub enum WalkError {
         path: String,
     },
     /// A rule to include or to exclude is malformed.
-    #[error("failed to match {kind} of {path}: {source}")]
+    #[error("failed to match {kind}: {source}")]
     Match {
         /// `includepatterns` or `excludepatterns`.
         kind: &'static str,
-        /// The path that was to be matched.
-        path: String,
         /// What is wrong with the rule.
         source: crate::BadPattern,
     },
@@ -64,8 +62,9 @@ pub enum TransferError {
         /// The peer's words.
         message: String,
     },
-    /// The connection failed.
-    #[error("{}", .0.message())]
+    /// The connection failed, or the peer's side of the call did. The text is
+    /// that of Go's gRPC, which users of BuildKit know.
+    #[error("rpc error: code = {} desc = {}", code_name(.0.code()), .0.message())]
     Status(#[from] tonic::Status),
     /// The peer went away before the transfer was complete.
     #[error("the {peer} closed the transfer before it was complete")]
@@ -119,5 +118,14 @@ impl TransferError {
 
     pub(crate) fn protocol(peer: &'static str, what: impl Into<String>) -> Self {
         Self::Protocol { peer, what: what.into() }
+    }
+}
+
+/// The name of a code in Go's gRPC.
+pub fn code_name(code: tonic::Code) -> String {
+    match code {
+        tonic::Code::Ok => "OK".to_owned(),
+        tonic::Code::Cancelled => "Canceled".to_owned(),
+        code => format!("{code:?}"),
     }
 }

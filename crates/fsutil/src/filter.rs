@@ -38,7 +38,7 @@ pub struct FilterOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     /// A list of rules is malformed.
-    #[error("invalid {kind}: {rules:?}: {source}")]
+    #[error("invalid {kind}: [{}]: {source}", rules.join(" "))]
     Patterns {
         /// `includepatterns` or `excludepatterns`.
         kind: &'static str,
@@ -202,7 +202,7 @@ impl Filter {
     fn judge(&self, step: &Step, parent: Option<&Parent>) -> Result<Verdict, WalkError> {
         let mut verdict =
             Verdict { show: true, enter: true, include: ParentMatches::default(), exclude: ParentMatches::default() };
-        let failed = |kind, source| WalkError::Match { kind, path: step.path.clone(), source };
+        let failed = |kind, source| WalkError::Match { kind, source };
         if let Some(patterns) = &self.include {
             let (hit, matches) = patterns
                 .matches_below(&step.path, parent.map(|parent| &parent.include))

@@ -34,7 +34,7 @@ mod write;
 
 pub use castor_proto::fsutil::{Packet, Stat, packet::PacketType};
 pub use directory::Directory;
-pub use error::{TransferError, WalkError};
+pub use error::{TransferError, WalkError, code_name};
 pub use filter::{Filter, FilterError, FilterOptions, MapResult, Mapper};
 pub use follow::follow_links;
 pub use glob::{BadPattern, glob_match};

@@ -447,10 +447,12 @@ impl<'a> Applier<'a> {
         let same = old.as_ref().is_some_and(|old| is_same(old, &wanted, self.shared.options.differ));
         if let Some(old) = &old {
             // What was below a directory goes with it.
-            if mode::is_dir(old.mode) && !mode::is_dir(wanted.mode) && write {
-                if let Some(existing) = &mut self.existing {
-                    existing.skip();
-                }
+            if mode::is_dir(old.mode)
+                && !mode::is_dir(wanted.mode)
+                && write
+                && let Some(existing) = &mut self.existing
+            {
+                existing.skip();
             }
         }
         if write && !same {
@@ -516,10 +518,10 @@ impl<'a> Applier<'a> {
     }
 
     fn touch_parent(&mut self) {
-        if let Some((dir, time)) = self.open.last() {
-            if !self.touched.contains_key(dir) {
-                self.touched.insert(dir.clone(), *time);
-            }
+        if let Some((dir, time)) = self.open.last()
+            && !self.touched.contains_key(dir)
+        {
+            self.touched.insert(dir.clone(), *time);
         }
     }
 

@@ -222,10 +222,10 @@ impl Contents {
     /// Writing has changed the time, and has taken capabilities and maybe the
     /// set-id bits.
     pub(crate) fn finish(self, stat_mode: u32, time: i64, capability: Option<&Bytes>) -> io::Result<()> {
-        if let Some(value) = capability {
-            if let Err(error) = rustix::fs::fsetxattr(&self.file, CAPABILITY, value, XattrFlags::empty()) {
-                tracing::debug!(%error, "a file's capabilities are lost");
-            }
+        if let Some(value) = capability
+            && let Err(error) = rustix::fs::fsetxattr(&self.file, CAPABILITY, value, XattrFlags::empty())
+        {
+            tracing::debug!(%error, "a file's capabilities are lost");
         }
         let special = mode::SETUID | mode::SETGID;
         if let Some(permissions) = self.restore {

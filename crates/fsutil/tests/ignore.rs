@@ -1,5 +1,7 @@
 //! Which files of a context arrive, for the rules that the golden corpus has.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;

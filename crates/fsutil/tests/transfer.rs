@@ -1,6 +1,8 @@
 //! Both halves of the transfer against each other, and the receiving half
 //! against peers that break the rules.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};

@@ -1,5 +1,7 @@
 //! The checked-in code is what the schemas generate.
 
+#![allow(clippy::unwrap_used)]
+
 mod generate;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! What can go wrong with a session.
 
-use castor_fsutil::TransferError;
+use castor_fsutil::{TransferError, code_name};
 use castor_wire::Failure;
 use tonic::{Code, Status};
 
@@ -40,8 +40,11 @@ pub enum SessionError {
         method: &'static str,
     },
     /// The client answered with an error.
-    #[error("{}", .0.message())]
+    #[error("{}", unary(.0))]
     Status(Box<Status>),
+    /// The client ended a stream with an error.
+    #[error("rpc error: code = {} desc = {}", code_name(.0.code()), .0.message())]
+    Stream(Box<Status>),
     /// A tree could not be transferred.
     #[error(transparent)]
     Transfer(#[from] TransferError),
@@ -86,7 +89,7 @@ impl SessionError {
             Self::NoneActive | Self::Closed { .. } | Self::Transport(_) => Code::Unavailable,
             Self::Exists { .. } => Code::AlreadyExists,
             Self::Unsupported { .. } => Code::Unimplemented,
-            Self::Status(status) => status.code(),
+            Self::Status(status) | Self::Stream(status) => status.code(),
             Self::Transfer(TransferError::Status(status)) => status.code(),
             Self::Transfer(TransferError::Cancelled) => Code::Cancelled,
             Self::Timeout { .. } => Code::DeadlineExceeded,
@@ -100,11 +103,29 @@ impl SessionError {
     }
 
     /// The error for another client, with the details that came with it.
+    ///
+    /// As in BuildKit, the message of a single answer is passed on as it is, and
+    /// that of a stream with the words of gRPC around it.
     pub fn to_failure(&self) -> Failure {
         match self {
             Self::Status(status) => Failure::from_status(status),
-            Self::Transfer(TransferError::Status(status)) => Failure::from_status(status),
+            Self::Stream(status) => worded(status, self.to_string()),
+            Self::Transfer(TransferError::Status(status)) => worded(status, self.to_string()),
             error => Failure::new(error.code(), error.to_string()),
         }
+    }
+}
+
+fn worded(status: &Status, message: String) -> Failure {
+    let mut failure = Failure::from_status(status);
+    failure.message = message;
+    failure
+}
+
+/// A code that says nothing is not said.
+fn unary(status: &Status) -> String {
+    match status.code() {
+        Code::Ok | Code::Unknown => status.message().to_owned(),
+        code => format!("{}: {}", code_name(code), status.message()),
     }
 }

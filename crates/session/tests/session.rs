@@ -1,5 +1,7 @@
 //! Both halves of the session against each other, in one process.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -146,11 +148,18 @@ async fn a_directory_is_received_as_it_was_chosen() {
     assert_eq!(std::fs::read_dir(dest.path()).unwrap().count(), 0, "what is not chosen is removed");
 
     let error = filesync::receive(&caller, "other", &choice, dest.path(), ReceiveOptions::default()).await.unwrap_err();
-    assert_eq!(error.to_string(), "no access allowed to dir \"other\"");
-    assert_eq!(error.code(), Code::NotFound);
-    let bad = FilterOptions { exclude: vec!["[".into()], ..FilterOptions::default() };
+    let failure = error.to_failure();
+    assert_eq!(
+        failure.message,
+        "rpc error: code = NotFound desc = rpc error: code = NotFound desc = no access allowed to dir \"other\""
+    );
+    assert_eq!(failure.code, Code::NotFound);
+    let bad = FilterOptions { include: vec!["[a.txt,".into(), "b".into()], ..FilterOptions::default() };
     let error = filesync::receive(&caller, "context", &bad, dest.path(), ReceiveOptions::default()).await.unwrap_err();
-    assert!(error.to_string().contains("syntax error in pattern"), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "rpc error: code = Unknown desc = invalid includepatterns: [[a.txt, b]: syntax error in pattern"
+    );
 
     let (plain, _stop) = world.open(world.session()).await;
     let error =
@@ -184,13 +193,13 @@ async fn a_directory_is_sent() {
     assert!(!out.path().join("mirrored/removed").exists());
 
     let error = filesend::send_dir(&caller, 1, false, Arc::clone(&tree), None).await.unwrap_err();
-    assert_eq!(error.to_string(), "exporter 1 not found");
+    assert_eq!(error.to_string(), "rpc error: code = Unknown desc = exporter 1 not found");
     std::fs::write(out.path().join("blocked"), "a file").unwrap();
     let mut exports = Exports::default();
     exports.insert(0, Destination::Directory { path: out.path().join("blocked/dir"), mirror: false });
     let (blocked, _stop) = world.open(world.session().export(exports)).await;
     let error = filesend::send_dir(&blocked, 0, false, tree, None).await.unwrap_err();
-    assert!(error.to_string().starts_with("create directory "), "{error}");
+    assert!(error.to_string().starts_with("rpc error: code = Unknown desc = create directory "), "{error}");
     let (plain, _stop) = world.open(world.session()).await;
     assert!(matches!(filesend::open(&plain, 0, &BTreeMap::new()), Err(SessionError::Unsupported { .. })));
     world.end().await;
@@ -232,7 +241,7 @@ async fn a_stream_is_sent_and_its_end_is_waited_for() {
     }
     assert_eq!(writer.finish().await.unwrap(), Outcome::AlreadyThere);
     let error = filesend::open(&caller, 2, &metadata).unwrap().finish().await.unwrap_err();
-    assert_eq!(error.to_string(), "write the exported stream: disk full");
+    assert_eq!(error.to_string(), "rpc error: code = Unknown desc = write the exported stream: disk full");
     world.end().await;
 }
 

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 ///
 /// A detail is kept as it came, whether it is understood here or not, so that
 /// an error passes through a daemon without loss.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Failure {
     /// What kind of error.
     pub code: Code,
@@ -37,7 +37,7 @@ impl Failure {
     /// Adds a detail.
     pub fn push<D: Detail>(&mut self, detail: &D) {
         match serde_json::to_vec(detail) {
-            Ok(value) => self.details.push(Any { type_url: D::TYPE_URL.to_owned(), value: value.into() }),
+            Ok(value) => self.details.push(Any { type_url: D::TYPE_URL.to_owned(), value }),
             // None of the details has a key that is not text; an error must not
             // fail for its trimmings.
             Err(error) => tracing::warn!(url = D::TYPE_URL, %error, "encode an error detail"),
@@ -93,6 +93,17 @@ impl Failure {
     }
 }
 
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let details: Vec<&str> = self.details.iter().map(|any| any.type_url.as_str()).collect();
+        f.debug_struct("Failure")
+            .field("code", &self.code)
+            .field("message", &self.message)
+            .field("details", &details)
+            .finish()
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -120,7 +131,7 @@ mod tests {
 
     #[test]
     fn details_survive_every_way_untouched() {
-        let unknown = Any { type_url: "example.com/x".into(), value: b"\x00\xffnot json".to_vec().into() };
+        let unknown = Any { type_url: "example.com/x".into(), value: b"\x00\xffnot json".to_vec() };
         let mut failure = Failure::new(Code::Unimplemented, "no").with(&Vertex { digest: "sha256:aa".into() });
         failure.details.push(unknown.clone());
         failure.push(&Vertex { digest: "sha256:bb".into() });

@@ -18,10 +18,8 @@ pub fn insert<S: AsRef<str>>(metadata: &mut MetadataMap, key: &'static str, text
             metadata.append(name.clone(), value);
         }
     }
-    if !plain {
-        if let Ok(name) = MetadataKey::<Ascii>::from_bytes(format!("{key}{ENCODED}").as_bytes()) {
-            metadata.insert(name, MetadataValue::from_static("1"));
-        }
+    if !plain && let Ok(name) = MetadataKey::<Ascii>::from_bytes(format!("{key}{ENCODED}").as_bytes()) {
+        metadata.insert(name, MetadataValue::from_static("1"));
     }
 }
 

@@ -1,5 +1,7 @@
 //! Listeners and dialers against each other, and the tunnel in both roles.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

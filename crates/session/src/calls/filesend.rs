@@ -75,7 +75,7 @@ pub async fn send_dir(
             // The client has said that it has everything; whether it could
             // make use of it, its status tells.
             drop(outgoing);
-            while incoming.try_next().await?.is_some() {}
+            while incoming.try_next().await.map_err(stream)?.is_some() {}
             Ok::<_, SessionError>(())
         })
         .await
@@ -127,7 +127,7 @@ impl Writer {
                         biased;
                         message = answer.next() => match message {
                             Some(Ok(_)) => {}
-                            Some(Err(status)) => return Err(SessionError::from(status)),
+                            Some(Err(status)) => return Err(stream(status)),
                             None => return Err(SessionError::Invalid {
                                 what: "answer",
                                 why: "the client stopped before the end of the stream".into(),
@@ -160,8 +160,8 @@ impl Writer {
         let Self { caller, pieces, mut answer, .. } = self;
         drop(pieces);
         let end = caller.call(async {
-            while answer.try_next().await?.is_some() {}
-            Ok::<_, Status>(())
+            while answer.try_next().await.map_err(stream)?.is_some() {}
+            Ok::<_, SessionError>(())
         });
         match end.await {
             Ok(()) => Ok(Outcome::Received),
@@ -169,6 +169,10 @@ impl Writer {
             Err(error) => Err(error),
         }
     }
+}
+
+fn stream(status: Status) -> SessionError {
+    SessionError::Stream(Box::new(status))
 }
 
 fn supported(caller: &Caller) -> Result<(), SessionError> {

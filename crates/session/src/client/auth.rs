@@ -64,10 +64,10 @@ impl Keychain {
 impl Inner {
     async fn login(&self, host: &str) -> Result<Login, Status> {
         let mut logins = self.logins.lock().await;
-        if let Some((since, login)) = logins.get(host) {
-            if since.elapsed() < FRESH {
-                return Ok(login.clone());
-            }
+        if let Some((since, login)) = logins.get(host)
+            && since.elapsed() < FRESH
+        {
+            return Ok(login.clone());
         }
         let failed = |error: super::DockerConfigError| Status::unknown(error.to_string());
         let login = match self.options.config.clone() {

@@ -138,13 +138,13 @@ impl DockerConfig {
         };
         let helper = self.helpers.get(server).or_else(|| self.helpers.get(host)).cloned();
         let helper = helper.or_else(|| (!self.store.is_empty()).then(|| self.store.clone()));
-        if let Some(helper) = helper {
-            if let Some(login) = ask_helper(&helper, server).await? {
-                return Ok(login);
-            }
-            // A helper keeps the secrets, but what is written in the file
-            // counts where it has none.
+        if let Some(helper) = helper
+            && let Some(login) = ask_helper(&helper, server).await?
+        {
+            return Ok(login);
         }
+        // A helper keeps the secrets, but what is written in the file
+        // counts where it has none.
         match self.entry(server) {
             Some(entry) => entry.login(host),
             None => Ok(Login::default()),

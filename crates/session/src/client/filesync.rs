@@ -55,7 +55,10 @@ impl FileSync for Service {
             follow: headers::get(metadata, key::FOLLOW),
         };
         let path = self.directories.paths.get(&name).cloned();
-        let path = path.ok_or_else(|| Status::not_found(format!("no access allowed to dir {name:?}")))?;
+        // The words of gRPC are part of the message in BuildKit's client.
+        let denied =
+            || Status::not_found(format!("rpc error: code = NotFound desc = no access allowed to dir {name:?}"));
+        let path = path.ok_or_else(denied)?;
         let opened = tokio::task::spawn_blocking(move || Directory::filtered(path, &options)).await;
         let directory = opened
             .map_err(|error| Status::internal(error.to_string()))?
