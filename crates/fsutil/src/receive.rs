@@ -229,7 +229,10 @@ async fn transfer(
             if let Some(progress) = &progress {
                 progress(received);
             }
-            let kind = packet.r#type();
+            // An unknown kind must not pass for the default, which could mean
+            // that there is no more to come.
+            let kind = PacketType::try_from(packet.r#type)
+                .map_err(|_| TransferError::protocol("sender", format!("unknown packet type {}", packet.r#type)))?;
             match kind {
                 PacketType::PacketStat => {
                     let Some(queue) = &announce else {
@@ -459,6 +462,11 @@ impl<'a> Applier<'a> {
             self.change(id, &stat, &wanted)?;
         }
         if mode::is_dir(wanted.mode) {
+            // The time of a directory alone is no change that anybody is told
+            // of, but it is what was announced.
+            if write && old.as_ref().is_some_and(|old| old.mod_time != wanted.mod_time) {
+                self.touched.insert(stat.path.clone(), wanted.mod_time);
+            }
             self.open.push((stat.path, wanted.mod_time));
         }
         if old.is_some() {

@@ -57,22 +57,23 @@ pub async fn send(link: Link, tree: Arc<dyn Tree>, progress: Option<Progress>) -
             packet = incoming.next() => match packet {
                 None => return Err(TransferError::Closed { peer: "receiver" }),
                 Some(Err(status)) => return Err(status.into()),
-                Some(Ok(packet)) => match packet.r#type() {
-                    PacketType::PacketReq => match readers.queue(packet.id) {
+                Some(Ok(packet)) => match PacketType::try_from(packet.r#type) {
+                    Ok(PacketType::PacketReq) => match readers.queue(packet.id) {
                         Ok(()) => continue,
                         Err(error) => error,
                     },
-                    PacketType::PacketFin => {
+                    Ok(PacketType::PacketFin) => {
                         let fin = Packet { r#type: PacketType::PacketFin as i32, ..Packet::default() };
                         // A peer that is gone already has all it wanted.
                         let _ = outgoing.send(fin).await;
                         return Ok(Link { incoming, outgoing });
                     }
-                    PacketType::PacketErr => {
+                    Ok(PacketType::PacketErr) => {
                         let message = String::from_utf8_lossy(&packet.data).into_owned();
                         return Err(TransferError::Peer { peer: "receiver", message });
                     }
-                    PacketType::PacketStat | PacketType::PacketData => continue,
+                    Ok(PacketType::PacketStat | PacketType::PacketData) => continue,
+                    Err(_) => TransferError::protocol("receiver", format!("unknown packet type {}", packet.r#type)),
                 },
             },
             Some(failure) = happened.recv() => match failure {

@@ -483,6 +483,16 @@ async fn contents_that_were_not_asked_for_are_refused() {
 }
 
 #[tokio::test]
+async fn a_packet_of_an_unknown_kind_is_no_end() {
+    let dest = tempfile::tempdir().unwrap();
+    fs::write(dest.path().join("kept"), "").unwrap();
+    let packets = vec![Packet { r#type: 9, ..Packet::default() }];
+    let (error, _) = receive_from(packets, true, dest.path()).await;
+    assert_eq!(error.to_string(), "the sender broke the transfer protocol: unknown packet type 9");
+    assert!(dest.path().join("kept").exists());
+}
+
+#[tokio::test]
 async fn a_peer_that_ends_early_removes_nothing() {
     let dest = tempfile::tempdir().unwrap();
     fs::write(dest.path().join("zzz"), "kept").unwrap();

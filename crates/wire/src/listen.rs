@@ -20,7 +20,7 @@ use crate::{Address, CONNECTION_WINDOW, HEADER_LIST, MAX_STREAMS, STREAM_WINDOW,
 /// How long a peer may take over its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How many handshakes go on at once.
-const HANDSHAKES: usize = 128;
+const HANDSHAKES: usize = 1024;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
