@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use castor_content::ContentStore;
+use castor_content::{ContentStore, Resource};
 use castor_oci::Digest;
 use castor_progress::Reporter;
 use castor_task::Scope;
@@ -211,6 +211,12 @@ impl LayerEngine {
             .filter_map(Result::ok)
             .filter_map(|entry| LayerId::from_directory(entry.file_name().to_str()?))
             .collect())
+    }
+
+    /// What of the content store layer objects need: to be given to its collector as roots.
+    pub fn content(&self) -> Result<Vec<Resource>, LayerError> {
+        let blobs = self.list()?.into_iter().map(|id| id.blob);
+        Ok(blobs.flat_map(|blob| [Resource::Blob(blob), Resource::Ingest(ingest_name(blob))]).collect())
     }
 
     /// The layers that are open, for a look at what is in flight.

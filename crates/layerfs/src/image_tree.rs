@@ -163,6 +163,9 @@ fn mount(
     if let Some(before) = before {
         raise_read_ahead(&before);
     }
+    for fetcher in objects.iter().filter_map(|object| object.fetcher.as_ref()) {
+        fetcher.prefetch();
+    }
     {
         let mut users = users.lock();
         for number in &served {

@@ -3,18 +3,18 @@
 //! A *run* is a place in the blob where readers go forward. A new run guesses little; each time most of what a run
 //! guessed was used, it guesses twice as much. It stays in the directory that is being read, until readers have gone from
 //! one directory into the next a few times. What was guessed and never used is bounded: in sum it may not exceed a small
-//! share of the layer ([`Ahead::new`]) and a sixth of what was used. So wrong guesses cost at most that share of the
+//! share of the layer ([`Ahead::new`]) and a fifth of what was used. So wrong guesses cost at most that share of the
 //! bytes, and right ones nothing.
 
 /// Bytes that may be guessed wrongly before anything was used: this part of the layer, within bounds.
-const FREE_SHARE: u64 = 80;
-const FREE: std::ops::Range<u64> = 256 << 10..4 << 20;
+const FREE_SHARE: u64 = 50;
+const FREE: std::ops::Range<u64> = 512 << 10..8 << 20;
 /// What may be guessed wrongly, as a share of what was used.
-const SHARE: u64 = 6;
+const SHARE: u64 = 5;
 /// The same while a file is read front to back, which makes its next chunk a good guess.
 const SHARE_SEQUENTIAL: u64 = 2;
 /// First guess of a run.
-const FIRST: u64 = 64 << 10;
+const FIRST: u64 = 256 << 10;
 /// Largest guess.
 const LARGEST: u64 = 4 << 20;
 /// Runs that are remembered.
@@ -131,6 +131,11 @@ impl Ahead {
             run.end = run.end.max(end);
             run.guessed += count;
         }
+    }
+
+    /// Notes that `bytes` are being fetched on a guess that belongs to no run.
+    pub(super) fn open(&mut self, bytes: u64) {
+        self.open += bytes;
     }
 
     /// A member of `size` bytes that was guessed did not come.

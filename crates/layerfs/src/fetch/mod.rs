@@ -39,6 +39,8 @@ pub(crate) use openers::Openers;
 const SPAN: u64 = 8 << 20;
 /// Bytes of no use that are worth fetching to save a request.
 const GAP: u64 = 8 << 10;
+/// The most that is fetched because a layer's maker said that it is wanted first.
+const PREFETCH: u64 = 16 << 20;
 /// Spans of a bulk fetch at the same time.
 const BULK: usize = 4;
 
@@ -222,6 +224,11 @@ impl Fetcher {
         let result = self.inner.need(chunks).await;
         self.inner.counters.waiting_us.fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
         result
+    }
+
+    /// Begins to fetch what the layer's maker said is wanted first.
+    pub(crate) fn prefetch(&self) {
+        self.inner.prefetch();
     }
 
     /// Fetches all that is missing.

@@ -11,7 +11,7 @@ use castor_estargz::toc;
 use futures::StreamExt as _;
 
 use super::ahead::Guess;
-use super::{BULK, Flight, GAP, Inner, SPAN, State};
+use super::{BULK, Flight, GAP, Inner, PREFETCH, SPAN, State};
 use crate::source::{FetchError, Priority, RangeBody};
 
 /// Members that one request brings, in the order of the blob.
@@ -68,7 +68,9 @@ impl Inner {
             flights.push(flight);
         }
         if let Some((member, guess)) = guess {
+            let program = self.rest_of_program(state, member);
             chosen.extend(self.guess(state, member, guess));
+            chosen.extend(program);
         }
         let spans = self.spans(state, chosen, Priority::Demand);
         if self.is_third(state) {
@@ -83,6 +85,33 @@ impl Inner {
         member > 0 && inode(member) == inode(member - 1) && self.used.contains(member - 1)
     }
 
+    /// The other members of a program of which a second piece is wanted: a program that runs touches nearly all of its
+    /// pieces, in no order, and each fault would wait for a round trip. They are on their way afterwards.
+    fn rest_of_program(&self, state: &mut State, member: u32) -> Vec<u32> {
+        let Some(first) = self.members.chunks(member).first() else { return Vec::new() };
+        let inode = self.tree.inode(self.tree.chunk(*first).inode);
+        let (start, count) = inode.chunks;
+        if inode.mode & 0o111 == 0 || !(3..=64).contains(&count) {
+            return Vec::new();
+        }
+        let mut members: Vec<u32> = (start..start + count).map(|chunk| self.members.of_chunk(chunk)).collect();
+        members.dedup();
+        if members.iter().filter(|member| self.used.contains(**member)).count() != 2 {
+            return Vec::new();
+        }
+        members.retain(|member| !state.flights.contains_key(member) && !self.is_here(*member));
+        let bytes = members.iter().map(|member| self.members.get(*member).size()).sum();
+        if bytes > state.ahead.allowance(true) {
+            return Vec::new();
+        }
+        for member in &members {
+            self.guessed.insert(*member);
+            state.flights.insert(*member, Arc::default());
+        }
+        state.ahead.open(bytes);
+        members
+    }
+
     /// The members that a guess stands for; they are on their way afterwards.
     fn guess(&self, state: &mut State, cause: u32, guess: Guess) -> Vec<u32> {
         let (sequential, group) = (self.is_sequential(cause), self.members.group(cause));
@@ -94,19 +123,23 @@ impl Inner {
         }
         let (mut bytes, mut end, mut seen) = (0, guess.from, 0);
         let mut members = Vec::new();
-        while end < self.members.len() {
+        // Do not look far over what is here already or belongs elsewhere: a guess is for the neighbourhood.
+        while end < self.members.len() && seen <= 4 * window {
             let size = self.members.get(end).size();
-            seen += size;
-            // Do not look far over what is here already: a guess is for the neighbourhood.
-            if bytes + size > window || seen > 4 * window || !(guess.cross || self.members.group(end) == group) {
-                break;
-            }
-            if !state.flights.contains_key(&end) && !self.is_here(end) {
+            // Directories inside the one that is read lie between its files.
+            let inside = guess.cross || self.members.group(end) == group;
+            if inside && !state.flights.contains_key(&end) && !self.is_here(end) {
+                if bytes + size > window {
+                    break;
+                }
                 bytes += size;
                 members.push(end);
             }
+            seen += size;
             end += 1;
         }
+        // The run ends behind the last that was guessed, not behind what was passed over.
+        let end = members.last().map_or(guess.from, |last| last + 1);
         for member in &members {
             self.guessed.insert(*member);
             state.flights.insert(*member, Arc::default());
@@ -175,6 +208,21 @@ impl Inner {
                 inner.state.lock().bulk = false;
             }
         });
+    }
+
+    pub(super) fn prefetch(self: &Arc<Self>) {
+        let end = self.tree.landmark().min(PREFETCH);
+        let mut state = self.state.lock();
+        let mut members = Vec::new();
+        for member in self.members.within(&(0..end)) {
+            if !state.flights.contains_key(&member) && !self.is_here(member) {
+                state.flights.insert(member, Arc::default());
+                members.push(member);
+            }
+        }
+        let spans = self.spans(&state, members, Priority::Ahead);
+        drop(state);
+        self.start(spans);
     }
 
     /// Fetches what is missing, a few spans at a time: what a reader asks for meanwhile is taken before its turn.

@@ -57,6 +57,8 @@ pub(crate) struct Inode {
     pub value: u64,
     /// File: offset in `data`. Symlink: offset of the target.
     pub place: u64,
+    /// File: first chunk, and number of chunks.
+    pub chunks: (u32, u32),
     pub xattrs: u32,
     pub links: u32,
 }
@@ -154,6 +156,7 @@ impl Tree {
             mtime: Timestamp::new(u64_at(record, 16).cast_signed(), u32_at(record, 12)),
             value: u64_at(record, 24),
             place: u64_at(record, 32),
+            chunks: (u32_at(record, 40), u32_at(record, 44)),
             xattrs: u32_at(record, 48),
             links: u32_at(record, 52),
         }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -135,7 +135,8 @@ pub struct Source {
     pub faults: Mutex<Faults>,
     pub log: Mutex<Vec<Range<u64>>>,
     pub sent: AtomicU64,
-    pub stalled: AtomicUsize,
+    /// Rung when a request is left without an answer.
+    pub stalled: tokio::sync::Notify,
 }
 
 impl Source {
@@ -145,7 +146,7 @@ impl Source {
             faults: Mutex::default(),
             log: Mutex::default(),
             sent: AtomicU64::new(0),
-            stalled: AtomicUsize::new(0),
+            stalled: tokio::sync::Notify::new(),
         })
     }
 
@@ -178,7 +179,7 @@ impl BlobOpener for Source {
             return Err(FetchError::new("connection refused"));
         }
         if faults.stall.is_some_and(|stall| stall.start < range.end && range.start < stall.end) {
-            self.stalled.fetch_add(1, Ordering::SeqCst);
+            self.stalled.notify_one();
             std::future::pending::<()>().await;
         }
         let size = self.blob.bytes.len() as u64;

@@ -42,6 +42,11 @@ impl Bench {
         Self::open(dir.path().to_owned(), Some(dir)).await
     }
 
+    /// On state that outlives this value.
+    pub async fn at(root: PathBuf) -> Self {
+        Self::open(root, None).await
+    }
+
     async fn open(root: PathBuf, dir: Option<tempfile::TempDir>) -> Self {
         let scope = Scope::root("test");
         let db: Arc<dyn KeyValue> = Arc::new(Db::open(root.join("db"), 1).unwrap());
