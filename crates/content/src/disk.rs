@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -82,7 +83,7 @@ impl Disk {
     pub fn open(root: &Path, db: Arc<dyn KeyValue>) -> Result<Self, Error> {
         for dir in ["blobs/sha256", "ingest"] {
             let path = root.join(dir);
-            fs::create_dir_all(&path).map_err(Error::io("create", path.display()))?;
+            create_dir(&path).map_err(Error::io("create", path.display()))?;
         }
         let disk = Self {
             root: root.to_owned(),
@@ -141,7 +142,7 @@ impl Disk {
     pub fn writer_file(&self) -> Result<(PathBuf, File), Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.root.join("ingest").join(format!("w-{number}"));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let file = private().create_new(true).open(&path);
         file.map_err(Error::io("create", path.display())).map(|file| (path, file))
     }
 
@@ -201,7 +202,7 @@ impl Disk {
             }
             wait(self.db.write(batch))?;
             let parent = target.parent().unwrap_or(&self.root);
-            fs::create_dir_all(parent).map_err(Error::io("create", parent.display()))?;
+            create_dir(parent).map_err(Error::io("create", parent.display()))?;
             fs::rename(path, &target).map_err(Error::io("publish content", digest))?;
             sync_dir(parent).map_err(Error::io("sync", parent.display()))?;
             record
@@ -315,6 +316,17 @@ pub(crate) fn remove(path: &Path) -> Result<u64, Error> {
     }
 }
 
+/// Private images are nobody else's business.
+pub(crate) fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn create_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -352,17 +364,9 @@ pub(crate) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8], what: impl Fn
     serde_json::from_slice(bytes).map_err(|e| Error::Damaged { what: what(), detail: e.to_string() })
 }
 
-/// Runs `work` off the runtime's threads. It runs to its end even if the future is dropped.
+/// Runs `work` off the runtime's threads. Once begun it runs to its end even if the future is dropped.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => Err(Error::Io {
-            action: "run",
-            what: "content store".into(),
-            cause: Arc::new(io::Error::other("the runtime is shutting down")),
-        }),
-    }
+    castor_task::blocking(work).await
 }

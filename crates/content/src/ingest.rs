@@ -1,6 +1,6 @@
 //! Ingests: blobs in the making, filled by ranges in any order.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use castor_oci::{Descriptor, Digest};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::FallocateFlags;
 
-use crate::disk::{Disk, IngestRecord, blocking, hash, now, remove, wait};
+use crate::disk::{Disk, IngestRecord, blocking, hash, now, private, remove, wait};
 use crate::{Commit, Error, Info, RangeSet};
 
 /// A blob in the making: a sparse file and the set of ranges that are in it. Survives a restart with what was there at the
@@ -65,7 +65,7 @@ impl Ingest {
             return Err(other(record.digest));
         }
         let fail = Error::io("open ingest", reference);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+        let file = private().create(true).truncate(false).open(&path).map_err(fail)?;
         let length = file.metadata().map_err(Error::io("open ingest", reference))?.len();
         // A file of another length is not the one the record is about.
         let record = record.filter(|_| length == expected.size);

@@ -68,7 +68,7 @@ impl Blob {
                     return Ok(None);
                 }
                 let want = CHUNK.min(usize::try_from(blob.size - at).unwrap_or(CHUNK));
-                let read = tokio::task::spawn_blocking(move || {
+                let read = castor_task::blocking(move || {
                     let mut buf = vec![0; want];
                     let n = blob.read_at(&mut buf, at)?;
                     if n < want {
@@ -79,7 +79,7 @@ impl Blob {
                     }
                     Ok(Bytes::from(buf))
                 });
-                let bytes = read.await.map_err(io::Error::other)??;
+                let bytes = read.await?;
                 let next = at + bytes.len() as u64;
                 Ok(Some((bytes, next)))
             }

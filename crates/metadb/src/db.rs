@@ -5,6 +5,8 @@
 //! for is committed at once together with what is queued before it; others wait up to [`LINGER`] for company.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::{Condvar, Mutex};
+use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle};
 use tokio::sync::oneshot;
 
@@ -128,11 +131,16 @@ impl Db {
         migrate: impl FnOnce(u32, &Migration<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let name = path.as_ref().display().to_string();
-        let database = Database::builder().set_cache_size(CACHE).create(path).map_err(|e| match e {
+        // What is built is nobody else's business.
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = file.map_err(|e| storage("open", &name, redb::Error::Io(e)))?;
+        let damaged = || Error::Storage { action: "open", path: name.clone(), cause: "the file is damaged".into() };
+        let create = || Database::builder().set_cache_size(CACHE).create_with_backend(FileBackend::new(file)?);
+        let database = panic_free(create).ok_or_else(damaged)?.map_err(|e| match e {
             DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: name.clone() },
             other => storage("open", &name, other),
         })?;
-        check_format(&database, &name, format, migrate)?;
+        panic_free(|| check_format(&database, &name, format, migrate)).ok_or_else(damaged)??;
         let shared = Arc::new(Shared { path: name, database, state: Mutex::default(), wake: Condvar::new() });
         let writer = std::thread::Builder::new()
             .name("metadb".into())
@@ -236,10 +244,9 @@ impl Shared {
             let newest = state.newest;
             state.weight = 0;
             state.oldest = None;
-            // redb panics on a damaged file; whoever waits must hear of it all the same.
-            let commit = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.commit(&batches)));
-            let outcome = parking_lot::MutexGuard::unlocked(&mut state, commit)
-                .unwrap_or_else(|_| Err(self.closed("the writer panicked")));
+            // Whoever waits must hear of a panic, too.
+            let outcome = parking_lot::MutexGuard::unlocked(&mut state, || panic_free(|| self.commit(&batches)))
+                .unwrap_or_else(|| Err(self.closed("the writer panicked")));
             match outcome {
                 Ok(()) => state.settle(&batches, newest),
                 Err(error) => {
@@ -362,6 +369,11 @@ impl KeyValue for Db {
     async fn flush(&self) -> Result<(), Error> {
         self.shared.durable(Batch::new()).await
     }
+}
+
+/// Runs `work`; `None` if it panics, as redb does on some kinds of damage to its file.
+fn panic_free<T>(work: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
 }
 
 fn storage(action: &'static str, path: &str, cause: impl Into<redb::Error>) -> Error {

@@ -359,7 +359,11 @@ impl Body {
             tracing::debug!(%error, at = self.at, "blob body cut, resuming");
             tokio::time::sleep(jitter(config.backoff * 2_u32.pow(self.failures.min(6)))).await;
         }
-        self.response = None;
+        if let Some(mut response) = self.response.take()
+            && response.finish().await
+        {
+            return Err(response.protocol_error(format!("more bytes than {}..{}", self.range.start, self.range.end)));
+        }
         Ok(None)
     }
 

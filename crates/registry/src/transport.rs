@@ -121,6 +121,22 @@ impl Response {
         }
     }
 
+    /// The body was read to its end as its head announced it: takes note of the end, so that the connection can be used
+    /// again. Returns whether there is more, against the announcement.
+    pub async fn finish(&mut self) -> bool {
+        let end = async {
+            loop {
+                match self.inner.chunk().await {
+                    // HTTP/2 may end with a frame of no bytes.
+                    Ok(Some(chunk)) if chunk.is_empty() => {}
+                    Ok(Some(_)) => return true,
+                    Ok(None) | Err(_) => return false,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_millis(200), end).await.unwrap_or(false)
+    }
+
     /// The whole body, if it is not larger than `limit`.
     pub async fn bytes(mut self, limit: usize) -> Result<Bytes, Error> {
         let too_large = |size: u64| Error::TooLarge { what: self.what.clone(), size, limit: limit as u64 };
@@ -265,7 +281,7 @@ impl Shared {
             let ticket =
                 if call.signed { None } else { self.auth.ticket(wish, &refused, &self.hosts, &self.config).await? };
             let permit = self.permit(&wish.endpoint.host, call.priority).await?;
-            let mut response = match self.follow(call, wish, ticket.as_ref(), counters, permit).await {
+            let response = match self.follow(call, wish, ticket.as_ref(), counters, permit).await {
                 Ok(response) => response,
                 Err(error) if error.is_transient() => return Ok(Attempt::Again(error, None)),
                 Err(error) => return Err(error),
@@ -273,14 +289,12 @@ impl Shared {
             let status = response.status;
             if status == StatusCode::UNAUTHORIZED && !call.signed && !response.redirected {
                 let challenge = self.auth.refused(wish, ticket.as_ref(), &response.headers).await;
-                drop(response);
+                drain(response.inner).await;
                 self.judge_refusal(wish, ticket, challenge, &mut refusals).await?;
                 continue;
             }
             if retryable(status) {
                 let at_least = retry_after(&response.headers);
-                // A short body is read so that the connection can be used again.
-                let _ = tokio::time::timeout(Duration::from_millis(200), response.chunk()).await;
                 return Ok(Attempt::Again(response.into_error(wish.what).await, at_least));
             }
             if status.is_success()
@@ -390,6 +404,7 @@ impl Shared {
                     return Err(protocol(wish, &url, &format!("redirect to {}", next.scheme())));
                 }
                 url = next;
+                drain(inner).await;
                 continue;
             }
             return Ok(Response {
@@ -491,6 +506,21 @@ impl Shared {
             }
         }
     }
+}
+
+/// Reads the rest of a short body that nobody wants: a connection whose answer was left unread cannot be used again.
+async fn drain(mut response: reqwest::Response) {
+    const SHORT: usize = 64 << 10;
+    let read = async {
+        let mut left = SHORT;
+        while let Ok(Some(chunk)) = response.chunk().await {
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_millis(200), read).await;
 }
 
 /// Why no answer came.

@@ -1,5 +1,5 @@
 //! Reading blobs, in part and in full, from registries that misbehave.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 mod support;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use castor_oci::{Descriptor, Digest};
 use castor_registry::{Access, BlobReader, Client, Config, Error, Priority};
-use castor_testkit::{Fault, On, Registry};
+use castor_testkit::{Auth, Fault, On, Registry, Relay, RelayOptions};
 use http::Method;
 use support::{client, config, noise, repository};
 
@@ -68,6 +68,23 @@ async fn a_range_is_one_request_and_nothing_more() {
     let counts = blob.client.counts()[&blob.registry.host()];
     assert_eq!((counts.requests, counts.range_requests, counts.bytes_received), (2, 2, 4010));
     assert!(blob.client.in_flight().is_empty());
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let auth = Auth::Bearer { user: None, lifetime: Duration::from_secs(60) };
+    let registry = Registry::builder().auth(auth).start().await;
+    let relay = Relay::start(registry.addr(), RelayOptions::default()).await;
+    let bytes = noise(SIZE, 1);
+    let descriptor = registry.put_blob("app", "x/y", bytes.clone());
+    let repository = format!("{}/app", relay.host()).parse().unwrap();
+    let reader = client().blob(&repository, &descriptor, &Access::anonymous());
+    registry.fault(On::new(Method::GET, "/blobs/").skip(1).times(1), Fault::Status(503, None));
+    for at in 0..8 {
+        let body = reader.range(at * 1000..at * 1000 + 70_000, Priority::OnDemand).await.unwrap();
+        assert!(body.collect().await.unwrap() == bytes[at as usize * 1000..at as usize * 1000 + 70_000]);
+    }
+    assert_eq!(relay.connections(), 1, "also after a 401 and a 503");
 }
 
 #[tokio::test]
