@@ -38,7 +38,7 @@ pub async fn build(target: &Target, values: &Values, cancel: &CancellationToken)
     let built = built?;
     drawn?;
     let metadata_file = values.text("metadata-file");
-    if !metadata_file.is_empty() {
+    if !metadata_file.is_empty() && !built.exporter_response.is_empty() {
         write_whole(Path::new(metadata_file), metadata_json(&built.exporter_response)?.as_bytes())?;
     }
     if values.texts("opt").iter().any(|opt| opt.starts_with("requestid=")) {

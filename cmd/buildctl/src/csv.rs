@@ -39,7 +39,7 @@ pub fn fields(line: &str) -> Result<Vec<String>, CsvError> {
         };
         let mut field = String::new();
         loop {
-            let Some((text, after)) = quoted.split_once('"') else { return Err(CsvError::Quote(line.len() + 1)) };
+            let Some((text, after)) = quoted.split_once('"') else { return Err(CsvError::Quote(line.len())) };
             field.push_str(text);
             match after.chars().next() {
                 Some('"') => {

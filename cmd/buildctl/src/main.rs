@@ -3,8 +3,11 @@
 mod build;
 mod commands;
 mod csv;
+mod data;
+mod failure;
 mod flags;
 mod gotime;
+mod log;
 mod options;
 mod records;
 mod stdio;
@@ -18,10 +21,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use castor_client::{CancellationToken, Client, ClientError, ClientTls, Target, definition, source};
+use castor_client::{CancellationToken, Client, ClientError, ClientTls, Target, definition};
 use flags::{Misuse, Request, Values};
 
-/// What a shell calls a program that was interrupted.
+/// How the program ends when there is no such command.
 const UNKNOWN_COMMAND: u8 = 3;
 
 fn main() -> ExitCode {
@@ -49,14 +52,14 @@ fn main() -> ExitCode {
     match run(&path, &values) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
-            report(&err, values.bool("debug"));
+            failure::report(&err, values.bool("debug"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(path: &[&str], values: &Values) -> Result<()> {
-    start_logging(values)?;
+    log::start(values.text("log-format"), values.bool("debug"))?;
     if path == ["debug", "dump-llb"] {
         return dump(values);
     }
@@ -153,18 +156,6 @@ fn one_of(dir: &Path, first: &str, second: &str) -> Result<PathBuf> {
     found.with_context(|| format!("directory did not contain one of the needed files: {first} or {second}"))
 }
 
-fn start_logging(values: &Values) -> Result<()> {
-    use tracing_subscriber::filter::LevelFilter;
-    let level = if values.bool("debug") { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).with_target(false);
-    match values.text("log-format") {
-        "json" => builder.json().init(),
-        "text" | "" => builder.init(),
-        other => bail!("unsupported log type {other:?}"),
-    }
-    Ok(())
-}
-
 /// `debug dump-llb`
 fn dump(values: &Values) -> Result<()> {
     let mut bytes = Vec::new();
@@ -178,15 +169,4 @@ fn dump(values: &Values) -> Result<()> {
     let text = if values.bool("dot") { definition::dot(&read)? } else { definition::dump(&read)? };
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
-}
-
-/// Says what went wrong, after the lines of the user's text that it is about.
-fn report(err: &anyhow::Error, debug: bool) {
-    let failure = err.downcast_ref::<ClientError>().and_then(ClientError::failure);
-    let mut stderr = io::stderr().lock();
-    for detail in failure.map(|failure| failure.details::<castor_client::Source>()).unwrap_or_default() {
-        // Where errors cannot be written there is nobody to tell.
-        let _ = source::print_excerpt(&detail, &mut stderr);
-    }
-    let _ = if debug { writeln!(stderr, "error: {err:?}") } else { writeln!(stderr, "error: {err:#}") };
 }

@@ -124,7 +124,8 @@ pub fn cache_imports(values: &[String]) -> Result<Vec<CacheOption>> {
 fn cache(value: &str, direction: &str) -> Result<CacheOption> {
     if !value.contains("type=") {
         tracing::warn!(
-            "--{direction}-cache <ref> is deprecated. Please use --{direction}-cache type=registry,ref=<ref>,<opt>=<optval>[,<opt>=<optval>] instead"
+            "--{direction}-cache <ref> is deprecated. Please use --{direction}-cache type=registry,ref=<ref>,<opt>=<optval>[,<opt>=<optval>] instead{}",
+            if direction == "import" { "." } else { "" }
         );
         let attrs = BTreeMap::from([("ref".to_owned(), value.to_owned())]);
         return Ok(CacheOption { kind: "registry".to_owned(), attrs });
@@ -213,7 +214,7 @@ fn secret(value: &str) -> Result<(String, Secret)> {
         let value = std::env::var_os(&env).unwrap_or_default();
         return Ok((id, Secret::Value(std::os::unix::ffi::OsStringExt::into_vec(value).into())));
     }
-    let metadata = std::fs::metadata(&file).with_context(|| format!("failed to stat {file}"))?;
+    let metadata = std::fs::metadata(&file).with_context(|| format!("failed to stat {file}: stat {file}"))?;
     if metadata.len() > 500 << 10 {
         bail!("secret {id} too big. max size 500KB");
     }
@@ -261,7 +262,7 @@ pub fn locals(values: &[String]) -> Result<BTreeMap<String, PathBuf>> {
             Err(err) => return Err(err).context(format!("invalid local: resolve {}", path.display())),
         };
         if !resolved.is_dir() {
-            bail!("invalid local: {} not a directory", path.display());
+            bail!("invalid local: stat {}: not a directory", path.display());
         }
         locals.insert(name.to_owned(), resolved);
     }

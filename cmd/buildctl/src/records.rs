@@ -6,8 +6,8 @@ use anyhow::Result;
 use castor_client::records::UsageRecord;
 use castor_client::{Client, PruneOptions, size, status};
 use futures::TryStreamExt as _;
-use serde_json::{Value, json};
 
+use crate::data::Data;
 use crate::flags::Values;
 use crate::table::{Padding, align};
 use crate::template::Template;
@@ -18,7 +18,7 @@ pub async fn usage(client: &Client, values: &Values) -> Result<()> {
     let filtered = !filter.is_empty();
     let records = client.disk_usage(filter).await?;
     if let Some(template) = template(values)? {
-        let list = Value::Array(records.iter().map(to_json).collect());
+        let list = Data::list(records.iter().map(to_data));
         println!("{}", template.render(&list)?);
         return Ok(());
     }
@@ -51,7 +51,7 @@ pub async fn prune(client: &Client, values: &Values) -> Result<()> {
         total += record.size;
         let records = [record];
         if let Some(template) = &template {
-            println!("{}", template.render(&to_json(&records[0]))?);
+            println!("{}", template.render(&to_data(&records[0]))?);
         } else if values.bool("verbose") {
             print!("{}", verbose(&records));
         } else {
@@ -135,21 +135,21 @@ fn summary(records: &[UsageRecord]) -> String {
     align(&text, Padding::Tabs)
 }
 
-fn to_json(record: &UsageRecord) -> Value {
+fn to_data(record: &UsageRecord) -> Data {
     let time = |time: Option<castor_client::records::Timestamp>| time.map(|time| status::timestamp(time).to_string());
-    json!({
-        "id": record.id,
-        "mutable": record.mutable,
-        "inUse": record.in_use,
-        "size": record.size,
-        "createdAt": time(record.created_at),
-        "lastUsedAt": time(record.last_used_at),
-        "usageCount": record.usage_count,
-        "parents": if record.parents.is_empty() { Value::Null } else { record.parents.clone().into() },
-        "description": record.description,
-        "recordType": record.record_type,
-        "shared": record.shared,
-    })
+    Data::map([
+        ("id", (&record.id).into()),
+        ("mutable", record.mutable.into()),
+        ("inUse", record.in_use.into()),
+        ("size", record.size.into()),
+        ("createdAt", time(record.created_at).into()),
+        ("lastUsedAt", time(record.last_used_at).into()),
+        ("usageCount", record.usage_count.into()),
+        ("parents", Data::list(record.parents.iter().map(Data::from))),
+        ("description", (&record.description).into()),
+        ("recordType", (&record.record_type).into()),
+        ("shared", record.shared.into()),
+    ])
 }
 
 /// `2026-01-02 03:04:05.6 +0000 UTC`

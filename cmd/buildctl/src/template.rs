@@ -1,6 +1,6 @@
 //! Go templates, as far as `--format` needs them: fields, `json`, `len`, `range`, `if`, comparisons by `eq` and `ne`.
 
-use serde_json::Value;
+use crate::data::Data as Value;
 
 /// A template that cannot be read, or used on this.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -117,10 +117,10 @@ fn render(parts: &[Part], dot: &Value, root: &Value, out: &mut String) -> Result
             }
             Part::Range(words, body, otherwise) => {
                 let items: Vec<Value> = match evaluate(words, dot, root)? {
-                    Value::Array(items) => items,
-                    Value::Object(map) => map.into_iter().map(|(_, value)| value).collect(),
+                    Value::List(items) => items,
+                    Value::Map(map) => map.into_iter().map(|(_, value)| value).collect(),
                     Value::Null => Vec::new(),
-                    other => return Err(TemplateError(format!("range can't iterate over {other}"))),
+                    other => return Err(TemplateError(format!("range can't iterate over {}", other.json()))),
                 };
                 if items.is_empty() {
                     render(otherwise, dot, root, out)?;
@@ -142,19 +142,21 @@ fn evaluate(words: &[String], dot: &Value, root: &Value) -> Result<Value, Templa
         let mut arguments = arguments.iter().map(|word| term(word, dot, root)).collect::<Result<Vec<_>, _>>()?;
         arguments.extend(value.take());
         value = Some(match (name.as_str(), arguments.as_slice()) {
-            ("json", [value]) => Value::String(value.to_string()),
-            ("len", [Value::Array(items)]) => items.len().into(),
-            ("len", [Value::Object(map)]) => map.len().into(),
-            ("len", [Value::String(text)]) => text.len().into(),
-            ("len", [Value::Null]) => 0.into(),
-            ("not", [value]) => (!is_true(value)).into(),
-            ("eq", [a, b]) => (a == b).into(),
-            ("ne", [a, b]) => (a != b).into(),
-            ("index", [Value::Array(items), Value::Number(index)]) => {
-                let item = index.as_u64().and_then(|index| items.get(index as usize));
+            ("json", [value]) => Value::Text(value.json()),
+            ("len", [Value::List(items)]) => Value::Number(items.len() as i64),
+            ("len", [Value::Map(map)]) => Value::Number(map.len() as i64),
+            ("len", [Value::Text(text)]) => Value::Number(text.len() as i64),
+            ("len", [Value::Null]) => Value::Number(0),
+            ("not", [value]) => Value::Bool(!is_true(value)),
+            ("eq", [a, b]) => Value::Bool(a == b),
+            ("ne", [a, b]) => Value::Bool(a != b),
+            ("index", [Value::List(items), Value::Number(index)]) => {
+                let item = usize::try_from(*index).ok().and_then(|index| items.get(index));
                 item.cloned().ok_or_else(|| TemplateError(format!("index out of range: {index}")))?
             }
-            ("index", [Value::Object(map), Value::String(key)]) => map.get(key).cloned().unwrap_or(Value::Null),
+            ("index", [Value::Map(map), Value::Text(key)]) => {
+                map.iter().find(|(name, _)| name == key).map_or(Value::Null, |(_, value)| value.clone())
+            }
             (_, []) => term(name, dot, root)?,
             _ => return Err(TemplateError(format!("function \"{name}\" not defined"))),
         });
@@ -164,13 +166,13 @@ fn evaluate(words: &[String], dot: &Value, root: &Value) -> Result<Value, Templa
 
 fn term(word: &str, dot: &Value, root: &Value) -> Result<Value, TemplateError> {
     if let Some(text) = word.strip_prefix('"') {
-        return Ok(Value::String(text.to_owned()));
+        return Ok(Value::Text(text.to_owned()));
     }
     if let Ok(number) = word.parse::<i64>() {
-        return Ok(number.into());
+        return Ok(Value::Number(number));
     }
     if let "true" | "false" = word {
-        return Ok((word == "true").into());
+        return Ok(Value::Bool(word == "true"));
     }
     let (mut value, path) = match word.strip_prefix('$') {
         Some(path) => (root, path),
@@ -185,18 +187,19 @@ fn term(word: &str, dot: &Value, root: &Value) -> Result<Value, TemplateError> {
 
 /// A field by its name in Go or in JSON: they differ in the case of letters only.
 fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
-    let map = value.as_object()?;
-    map.get(name).or_else(|| map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+    let Value::Map(map) = value else { return None };
+    let exact = map.iter().find(|(key, _)| key == name);
+    exact.or_else(|| map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))).map(|(_, value)| value)
 }
 
 fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(value) => *value,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
+        Value::Number(number) => *number != 0,
+        Value::Text(text) => !text.is_empty(),
+        Value::List(items) => !items.is_empty(),
+        Value::Map(map) => !map.is_empty(),
     }
 }
 
@@ -204,32 +207,31 @@ fn is_true(value: &Value) -> bool {
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => {
+        Value::Text(text) => text.clone(),
+        Value::List(items) => {
             let items: Vec<String> = items.iter().map(shown).collect();
             format!("[{}]", items.join(" "))
         }
-        Value::Object(map) => {
+        Value::Map(map) => {
             let pairs: Vec<String> = map.iter().map(|(key, value)| format!("{key}:{}", shown(value))).collect();
             format!("map[{}]", pairs.join(" "))
         }
-        other => other.to_string(),
+        other => other.json(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
     fn made(template: &str, value: &Value) -> String {
         Template::parse(template).unwrap().render(value).unwrap()
     }
 
     #[test]
     fn templates() {
-        let value = json!([{"id": "a", "inUse": true, "labels": {"k": "v"}}, {"id": "b", "inUse": false}]);
-        assert_eq!(made("json", &value), value.to_string());
+        let record = |id: &str, used: bool| Value::map([("id", id.into()), ("inUse", used.into())]);
+        let value = Value::List(vec![record("a", true), record("b", false)]);
+        assert_eq!(made("json", &value), r#"[{"id":"a","inUse":true},{"id":"b","inUse":false}]"#);
         assert_eq!(made("{{range .}}{{.ID}}:{{.InUse}} {{end}}", &value), "a:true b:false ");
         assert_eq!(made("{{ len . }}{{if .}}yes{{else}}no{{end}}", &value), "2yes");
         assert_eq!(made("{{range .}}{{if eq .id \"b\"}}B{{else}}-{{end}}{{end}}", &value), "-B");
@@ -240,7 +242,7 @@ mod tests {
         assert!(Template::parse("{{").is_err());
         assert!(Template::parse("{{range .}}").is_err());
         assert!(Template::parse("{{end}}").is_err());
-        assert!(Template::parse("{{.nope}}").unwrap().render(&json!({})).is_err());
-        assert!(Template::parse("{{nope .}}").unwrap().render(&json!({})).is_err());
+        assert!(Template::parse("{{.nope}}").unwrap().render(&Value::map([])).is_err());
+        assert!(Template::parse("{{nope .}}").unwrap().render(&Value::map([])).is_err());
     }
 }

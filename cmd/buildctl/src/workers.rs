@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use castor_client::records::{BuildkitVersion, Platform, WorkerRecord};
 use castor_client::{Client, size};
-use serde_json::{Value, json};
 
+use crate::data::Data;
 use crate::flags::Values;
 use crate::gotime::format_duration;
 use crate::records::template;
@@ -17,7 +17,7 @@ use crate::table::{Padding, align};
 pub async fn workers(client: &Client, values: &Values) -> Result<()> {
     let workers = client.workers(values.texts("filter").to_vec()).await?;
     if let Some(template) = template(values)? {
-        let list = Value::Array(workers.iter().map(to_json).collect());
+        let list = Data::list(workers.iter().map(to_data));
         println!("{}", template.render(&list)?);
     } else if values.bool("verbose") {
         print!("{}", align(&verbose(&workers), Padding::Tabs));
@@ -35,7 +35,7 @@ pub async fn workers(client: &Client, values: &Values) -> Result<()> {
 pub async fn info(client: &Client, values: &Values) -> Result<()> {
     let version = client.info().await?;
     if let Some(template) = template(values)? {
-        println!("{}", template.render(&json!({ "buildkitVersion": version_json(&version) }))?);
+        println!("{}", template.render(&Data::map([("buildkitVersion", version_data(&version))]))?);
         return Ok(());
     }
     print!("{}", align(&version_lines(&version), Padding::Blanks));
@@ -110,61 +110,60 @@ fn platform(platform: &Platform) -> String {
     shown.map(|part| part.as_str()).collect::<Vec<_>>().join("/")
 }
 
-fn version_json(version: &BuildkitVersion) -> Value {
-    let mut value = json!({
-        "package": version.package,
-        "version": version.version,
-        "revision": version.revision,
-    });
+fn version_data(version: &BuildkitVersion) -> Data {
+    let mut fields = vec![
+        ("package", Data::from(&version.package)),
+        ("version", (&version.version).into()),
+        ("revision", (&version.revision).into()),
+    ];
     if !version.dockerfile_version.is_empty() {
-        value["dockerfileVersion"] = version.dockerfile_version.clone().into();
+        fields.push(("dockerfileVersion", (&version.dockerfile_version).into()));
     }
-    value
+    Data::map(fields)
 }
 
-fn to_json(worker: &WorkerRecord) -> Value {
-    let platform = |platform: &Platform| {
-        let mut value = json!({ "architecture": platform.architecture, "os": platform.os });
-        if !platform.variant.is_empty() {
-            value["variant"] = platform.variant.clone().into();
-        }
-        if !platform.os_version.is_empty() {
-            value["os.version"] = platform.os_version.clone().into();
-        }
-        value
+fn platform_data(platform: &Platform) -> Data {
+    let mut fields = vec![("architecture", Data::from(&platform.architecture)), ("os", (&platform.os).into())];
+    if !platform.os_version.is_empty() {
+        fields.push(("os.version", (&platform.os_version).into()));
+    }
+    if !platform.os_features.is_empty() {
+        fields.push(("os.features", Data::list(platform.os_features.iter().map(Data::from))));
+    }
+    if !platform.variant.is_empty() {
+        fields.push(("variant", (&platform.variant).into()));
+    }
+    Data::map(fields)
+}
+
+fn to_data(worker: &WorkerRecord) -> Data {
+    let strings = |map: &std::collections::BTreeMap<String, String>| {
+        Data::map(map.iter().map(|(name, value)| (name.as_str(), value.into())))
     };
-    let policies: Vec<Value> = worker
-        .gc_policy
-        .iter()
-        .map(|rule| {
-            json!({
-                "all": rule.all,
-                "filter": if rule.filters.is_empty() { Value::Null } else { rule.filters.clone().into() },
-                "keepDuration": rule.keep_duration,
-                "reservedSpace": rule.reserved_space,
-                "maxUsedSpace": rule.max_used_space,
-                "minFreeSpace": rule.min_free_space,
-            })
-        })
-        .collect();
-    let devices: Vec<Value> = worker
-        .cdi_devices
-        .iter()
-        .map(|device| {
-            json!({
-                "name": device.name,
-                "autoAllow": device.auto_allow,
-                "annotations": device.annotations,
-                "onDemand": device.on_demand,
-            })
-        })
-        .collect();
-    json!({
-        "id": worker.id,
-        "labels": worker.labels,
-        "platforms": worker.platforms.iter().map(platform).collect::<Vec<_>>(),
-        "gcPolicy": policies,
-        "buildkitVersion": version_json(&worker.buildkit_version.clone().unwrap_or_default()),
-        "cdiDevices": if devices.is_empty() { Value::Null } else { devices.into() },
-    })
+    let policies = worker.gc_policy.iter().map(|rule| {
+        Data::map([
+            ("all", rule.all.into()),
+            ("filter", Data::list(rule.filters.iter().map(Data::from))),
+            ("keepDuration", rule.keep_duration.into()),
+            ("reservedSpace", rule.reserved_space.into()),
+            ("maxUsedSpace", rule.max_used_space.into()),
+            ("minFreeSpace", rule.min_free_space.into()),
+        ])
+    });
+    let devices = worker.cdi_devices.iter().map(|device| {
+        Data::map([
+            ("name", (&device.name).into()),
+            ("autoAllow", device.auto_allow.into()),
+            ("annotations", strings(&device.annotations)),
+            ("onDemand", device.on_demand.into()),
+        ])
+    });
+    Data::map([
+        ("id", (&worker.id).into()),
+        ("labels", strings(&worker.labels)),
+        ("platforms", Data::list(worker.platforms.iter().map(platform_data))),
+        ("gcPolicy", Data::list(policies)),
+        ("buildkitVersion", version_data(&worker.buildkit_version.clone().unwrap_or_default())),
+        ("cdiDevices", Data::list(devices)),
+    ])
 }

@@ -21,7 +21,7 @@ pub enum ClientError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// It cannot be reached.
-    #[error("{context}: Unavailable: {source}")]
+    #[error("{context}: Unavailable: {}", Dialing(source))]
     Dial {
         /// What was asked of it.
         context: &'static str,
@@ -79,6 +79,36 @@ impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() { Ok(()) } else { write!(f, "{}: ", self.0) }
     }
+}
+
+/// A failed connection in the words of Go's gRPC, which people search for.
+struct Dialing<'a>(&'a DialError);
+
+impl fmt::Display for Dialing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DialError::Connect { address, source } = self.0 else { return self.0.fmt(f) };
+        let (network, place) = match address {
+            Address::Unix(path) => ("unix", path.display().to_string()),
+            Address::Tcp(place) => ("tcp", place.clone()),
+            Address::Inherited => ("fd", String::new()),
+        };
+        write!(f, "connection error: desc = \"transport: Error while dialing: dial {network} {place}: ")?;
+        match source.kind() {
+            std::io::ErrorKind::TimedOut => f.write_str("i/o timeout\""),
+            _ => write!(f, "connect: {}\"", system_words(source)),
+        }
+    }
+}
+
+/// An error of the operating system in the words that most tools use for it: `no such file or directory`.
+pub fn system_words(err: &std::io::Error) -> String {
+    let rust = err.to_string();
+    let Some(words) = err.raw_os_error().and_then(|code| rust.strip_suffix(&format!(" (os error {code})"))) else {
+        return rust;
+    };
+    let mut letters = words.chars();
+    let first: String = letters.next().into_iter().flat_map(char::to_lowercase).collect();
+    first + letters.as_str()
 }
 
 /// An error of the wire with the name of its code, unless that says nothing.

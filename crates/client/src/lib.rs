@@ -21,7 +21,7 @@ pub fn base64(text: &str) -> Option<Vec<u8>> {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.decode(text).ok()
 }
-pub use connection::{Client, ClientError, PruneOptions, Target};
+pub use connection::{Client, ClientError, PruneOptions, Target, system_words};
 
 /// What a daemon tells of itself and its cache, in the form of the wire.
 pub mod records {
@@ -29,6 +29,12 @@ pub mod records {
     pub use castor_proto::control::UsageRecord;
     pub use castor_proto::pb::Platform;
     pub use castor_proto::types::{BuildkitVersion, WorkerRecord};
+
+    /// The time, to the second, as logs have it.
+    pub fn now() -> String {
+        let now = castor_progress::Timestamp::now();
+        castor_progress::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+    }
 }
 
 /// Definitions of builds, and rules for their sources.
