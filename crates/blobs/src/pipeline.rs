@@ -34,7 +34,8 @@ pub(crate) async fn compare(
     let writer = content.writer().await?;
     let (reader, pipe) = io::pipe()?;
     // The two ends run on pools of their own: the one that makes the tar may wait for a registry.
-    let compressing = castor_task::blocking(move || compress(BufReader::with_capacity(BUFFER, reader), writer, compression));
+    let compressing =
+        castor_task::blocking(move || compress(BufReader::with_capacity(BUFFER, reader), writer, compression));
     let making = async {
         let mut out: Box<dyn Write + Send> = Box::new(io::BufWriter::with_capacity(BUFFER, pipe));
         if let Some(upper) = &upper {

@@ -1,7 +1,12 @@
 //! The services that clients call, the debug address, and shutdown.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod convert;
 mod debug;
+mod serve;
+mod service;
 mod status;
 
 pub use debug::{DebugError, Insight, serve as serve_debug};
+pub use serve::serve;
+pub use service::ControlService;

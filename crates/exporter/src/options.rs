@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use castor_blobs::{Compression, Form};
 use castor_oci::Reference;
 use jiff::Timestamp;
 
@@ -24,50 +25,14 @@ pub struct ImageOptions {
     pub dangling_empty_only: bool,
     /// OCI media types, if it was said.
     pub oci_media_types: Option<bool>,
-    /// How new layers are compressed.
+    /// How layers are compressed.
     pub compression: Compression,
-    /// Convert all layers, not only new ones.
-    pub force_compression: bool,
     /// Times are cut to it.
     pub epoch: Option<Timestamp>,
     /// Annotations of manifests.
     pub annotations: BTreeMap<String, String>,
     /// Attributes that are no options: BuildKit adds them to the result's metadata.
     pub metadata: BTreeMap<String, String>,
-}
-
-/// How layers are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Compression {
-    /// The form.
-    pub kind: CompressionKind,
-    /// The level; the form's default without one.
-    pub level: Option<u32>,
-}
-
-/// The forms of compressed layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CompressionKind {
-    /// A plain tar.
-    Uncompressed,
-    /// gzip.
-    Gzip,
-    /// gzip that can be mounted lazily.
-    Estargz,
-    /// zstd.
-    Zstd,
-}
-
-impl CompressionKind {
-    /// BuildKit's name of it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Uncompressed => "uncompressed",
-            Self::Gzip => "gzip",
-            Self::Estargz => "estargz",
-            Self::Zstd => "zstd",
-        }
-    }
 }
 
 /// Why attributes are not accepted.
@@ -123,8 +88,7 @@ impl ImageOptions {
             dangling_prefix: None,
             dangling_empty_only: false,
             oci_media_types: None,
-            compression: Compression { kind: CompressionKind::Gzip, level: None },
-            force_compression: false,
+            compression: Compression::default(),
             epoch: None,
             annotations: BTreeMap::new(),
             metadata: BTreeMap::new(),
@@ -132,13 +96,8 @@ impl ImageOptions {
         for (key, value) in attrs {
             options.set(key, value)?;
         }
-        if options.oci_media_types == Some(false) {
-            match options.compression.kind {
-                kind @ (CompressionKind::Estargz | CompressionKind::Zstd) => {
-                    return Err(OptionError::NeedsOci(kind.name()));
-                }
-                CompressionKind::Gzip | CompressionKind::Uncompressed => {}
-            }
+        if options.oci_media_types == Some(false) && matches!(options.compression.form, Form::Estargz | Form::Zstd) {
+            return Err(OptionError::NeedsOci(options.compression.form.name()));
         }
         Ok(options)
     }
@@ -156,12 +115,14 @@ impl ImageOptions {
             // The missing letter is BuildKit's.
             "danging-name-empty-only" => self.dangling_empty_only = flag()?,
             "oci-mediatypes" => self.oci_media_types = Some(flag()?),
-            "compression" => self.compression.kind = parse_compression(value)?,
+            "compression" => {
+                self.compression.form = Form::parse(value).ok_or_else(|| OptionError::Compression(value.into()))?
+            }
             "compression-level" => {
                 let bad = || OptionError::Number { key: key.into(), value: value.into() };
                 self.compression.level = Some(value.parse().ok().filter(|level| *level <= 22).ok_or_else(bad)?);
             }
-            "force-compression" => self.force_compression = flag()?,
+            "force-compression" => self.compression.force = flag()?,
             "source-date-epoch" if value.is_empty() => self.epoch = None,
             "source-date-epoch" => self.epoch = Some(parse_epoch(value)?),
             // castor, like BuildKit's OCI worker, has no image store to put an image into.
@@ -230,16 +191,6 @@ pub fn parse_bool(key: &str, value: &str) -> Result<bool, OptionError> {
     }
 }
 
-fn parse_compression(value: &str) -> Result<CompressionKind, OptionError> {
-    match value {
-        "uncompressed" => Ok(CompressionKind::Uncompressed),
-        "gzip" => Ok(CompressionKind::Gzip),
-        "estargz" => Ok(CompressionKind::Estargz),
-        "zstd" => Ok(CompressionKind::Zstd),
-        other => Err(OptionError::Compression(other.into())),
-    }
-}
-
 /// `SOURCE_DATE_EPOCH`: seconds since 1970.
 pub fn parse_epoch(value: &str) -> Result<Timestamp, OptionError> {
     let bad = || OptionError::Number { key: "source-date-epoch".into(), value: value.into() };
@@ -268,8 +219,8 @@ mod tests {
         .unwrap();
         let names: Vec<String> = options.references(None).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(names, ["127.0.0.1:5000/a:1", "127.0.0.1:5000/b:latest"]);
-        assert!(options.push && options.force_compression && options.oci());
-        assert_eq!(options.compression.kind, CompressionKind::Estargz);
+        assert!(options.push && options.compression.force && options.oci());
+        assert_eq!(options.compression.form, Form::Estargz);
         assert_eq!(options.annotations["org.x"], "1");
         assert_eq!(options.metadata["containerimage.x"], "y");
     }

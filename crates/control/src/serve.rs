@@ -1,0 +1,67 @@
+//! All services on all listeners.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use castor_build::Daemon;
+use castor_frontend::BridgeService;
+use castor_store::GcPolicy;
+use castor_task::Scope;
+use castor_wire::Listener;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use tonic::{Request, Response, Status};
+
+use crate::service::ControlService;
+
+/// How long calls that are under way may take when the daemon stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Takes the traces that every client sends, and keeps none.
+#[derive(Debug)]
+struct Traces;
+
+#[tonic::async_trait]
+impl TraceService for Traces {
+    async fn export(
+        &self,
+        _: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+/// Serves `daemon` on `listeners` until `scope` is cancelled and the calls under way have ended, or were given up.
+/// Builds run in a child of `scope`.
+pub async fn serve(daemon: Arc<Daemon>, policies: Vec<GcPolicy>, listeners: Vec<Listener>, scope: &Scope) {
+    let builds = scope.child("calls");
+    let control = ControlService::new(daemon.clone(), policies, builds.clone());
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let servers = listeners.into_iter().map(|listener| {
+        let address = listener.address();
+        let router = castor_wire::server()
+            .add_service(control.clone().server())
+            .add_service(BridgeService::server(daemon.gateways().clone()))
+            .add_service(TraceServiceServer::new(Traces))
+            .add_service(health_service.clone());
+        let stopped = scope.token().clone();
+        async move {
+            let stop = stopped.clone().cancelled_owned();
+            if let Err(error) = router.serve_with_incoming_shutdown(listener.incoming(), stop).await {
+                tracing::error!(%address, %error, "serve");
+                // One listener that is lost is a daemon that somebody cannot reach: end it rather than limp.
+                stopped.cancel();
+            }
+        }
+    });
+    let mut serving = std::pin::pin!(futures::future::join_all(servers));
+    tokio::select! {
+        _ = &mut serving => return,
+        () = scope.token().cancelled() => {}
+    }
+    // Builds are cancelled with the scope; their calls end with errors, and then the servers do.
+    if tokio::time::timeout(DRAIN, serving).await.is_err() {
+        tracing::warn!("calls were still under way after {DRAIN:?}");
+    }
+}

@@ -1,0 +1,384 @@
+//! `type=local` and `type=tar`: the files of a result, at the client.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use castor_archive::Timestamp as TarTime;
+use castor_archive::tar::{Header, Kind, Writer};
+use castor_fsutil::{Directory, Files, MapResult, Stat, Subdirectories, Tree, Visit, WalkError, mode};
+use castor_session::{Caller, Sessions, filesend};
+use castor_store::Mounting;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::options::{parse_bool, parse_epoch};
+use crate::{BuildResult, ExportCx, ExportError, Exporter, OptionError, PlatformResult, Response};
+
+/// How long an exporter waits for its client's session.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Attributes of both exporters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileOptions {
+    /// A directory for each platform; by default if the result is one for several.
+    split: Option<bool>,
+    /// Remove at the client what is not in the result.
+    delete: bool,
+    /// The time that all files get.
+    epoch: Option<Timestamp>,
+}
+
+impl FileOptions {
+    fn parse(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, OptionError> {
+        let mut options = Self { split: None, delete: false, epoch: None };
+        for (key, value) in attrs {
+            match (key.as_str(), value.as_str()) {
+                ("platform-split", _) => options.split = Some(parse_bool(key, value)?),
+                ("mode", "" | "copy") => {}
+                ("mode", "delete") if kind == "local" => options.delete = true,
+                ("mode", _) => {
+                    return Err(OptionError::Unsupported(format!("{kind} exporter option mode={value}")));
+                }
+                ("source-date-epoch", "") => {}
+                ("source-date-epoch", _) => options.epoch = Some(parse_epoch(value)?),
+                // castor makes no attestations yet; the prefix of their files names nothing.
+                ("attestation-prefix", _) => {}
+                // The client's own business, or metadata for the result.
+                _ => {}
+            }
+        }
+        Ok(options)
+    }
+
+    fn epoch(&self, result: &BuildResult) -> Result<Option<Timestamp>, OptionError> {
+        match (self.epoch, result.text("source.date.epoch").filter(|text| !text.is_empty())) {
+            (None, Some(text)) => Ok(Some(parse_epoch(text)?)),
+            (epoch, _) => Ok(epoch),
+        }
+    }
+}
+
+/// A mounted ref as a tree; unmounted when the last reader is gone.
+struct MountedTree {
+    directory: Directory,
+    _mounting: Arc<Mounting>,
+}
+
+impl Tree for MountedTree {
+    fn walk(&self, visit: Visit<'_>) -> Result<(), WalkError> {
+        self.directory.walk(visit)
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+        self.directory.open(path)
+    }
+}
+
+async fn tree(
+    cx: &ExportCx,
+    platform: &PlatformResult,
+    epoch: Option<Timestamp>,
+) -> Result<Arc<dyn Tree>, ExportError> {
+    let Some(reference) = platform.reference.as_ref().filter(|reference| !reference.is_scratch()) else {
+        return Ok(Arc::new(Files::default()));
+    };
+    let mounting = reference.mount(&cx.cx).await?;
+    let mut directory = Directory::open(mounting.path()).map_err(|error| io::Error::other(error.to_string()))?;
+    if let Some(epoch) = epoch {
+        let time = i64::try_from(epoch.as_nanosecond()).unwrap_or(i64::MAX);
+        directory = directory.with_map(Arc::new(move |stat: &mut Stat| {
+            stat.mod_time = time;
+            MapResult::Keep
+        }));
+    }
+    Ok(Arc::new(MountedTree { directory, _mounting: mounting }))
+}
+
+/// The result as one tree: of one platform as it is, of several with a directory for each if `split`.
+async fn whole(
+    cx: &ExportCx,
+    result: &BuildResult,
+    split: bool,
+    epoch: Option<Timestamp>,
+) -> Result<Arc<dyn Tree>, ExportError> {
+    if !split {
+        return match result.platforms.as_slice() {
+            [] => Ok(Arc::new(Files::default())),
+            [only] => tree(cx, only, epoch).await,
+            _ => Err(ExportError::Client("several platforms need platform-split=true".into())),
+        };
+    }
+    let mut trees = Subdirectories::default();
+    let time = epoch.unwrap_or_else(Timestamp::now);
+    for platform in &result.platforms {
+        let stat = Stat {
+            path: platform.id.replace('/', "_"),
+            mode: mode::DIR | 0o755,
+            mod_time: i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX),
+            ..Stat::default()
+        };
+        trees.insert(stat, tree(cx, platform, epoch).await?)?;
+    }
+    Ok(Arc::new(trees))
+}
+
+async fn caller(sessions: &Sessions, cx: &ExportCx) -> Result<Caller, ExportError> {
+    sessions.get(&cx.session, WAIT).await.map_err(client)
+}
+
+fn client(error: impl std::fmt::Display) -> ExportError {
+    ExportError::Client(error.to_string())
+}
+
+/// Sends the files of a result to a directory of the client.
+pub struct LocalExporter {
+    sessions: Sessions,
+    options: FileOptions,
+}
+
+impl std::fmt::Debug for LocalExporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LocalExporter").field(&self.options).finish()
+    }
+}
+
+impl LocalExporter {
+    /// An exporter with these attributes.
+    pub fn new(sessions: Sessions, attrs: &BTreeMap<String, String>) -> Result<Self, ExportError> {
+        Ok(Self { sessions, options: FileOptions::parse("local", attrs)? })
+    }
+
+    async fn send(&self, cx: &ExportCx, tree: Arc<dyn Tree>, label: &str) -> Result<(), ExportError> {
+        let caller = caller(&self.sessions, cx).await?;
+        let copying = Arc::new(Mutex::new(cx.cx.reporter().start(label, "", 0)));
+        let progress: castor_fsutil::Progress = {
+            let copying = copying.clone();
+            Arc::new(move |bytes| copying.lock().update(i64::try_from(bytes).unwrap_or(i64::MAX)))
+        };
+        let sending = filesend::send_dir(&caller, cx.index, self.options.delete, tree, Some(progress));
+        tokio::select! {
+            () = cx.cx.token().cancelled() => Err(ExportError::Cancelled),
+            sent = sending => sent.map_err(client),
+        }
+    }
+}
+
+#[async_trait]
+impl Exporter for LocalExporter {
+    fn name(&self) -> &'static str {
+        "exporting to client directory"
+    }
+
+    async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
+        let split = self.options.split.unwrap_or(result.multi_platform);
+        let epoch = self.options.epoch(result)?;
+        if self.options.delete || !split || result.platforms.len() < 2 {
+            let tree = whole(cx, result, split, epoch).await?;
+            let label = match result.platforms.as_slice() {
+                [only] if split => format!("copying files {}", only.id),
+                _ => "copying files".to_owned(),
+            };
+            self.send(cx, tree, &label).await?;
+            return Ok(Response::new());
+        }
+        for platform in &result.platforms {
+            let one = BuildResult { platforms: vec![platform.clone()], ..result.clone() };
+            let tree = whole(cx, &one, true, epoch).await?;
+            self.send(cx, tree, &format!("copying files {}", platform.id)).await?;
+        }
+        Ok(Response::new())
+    }
+}
+
+/// Sends the files of a result to the client as one tar.
+pub struct TarExporter {
+    sessions: Sessions,
+    options: FileOptions,
+}
+
+impl std::fmt::Debug for TarExporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("TarExporter").field(&self.options).finish()
+    }
+}
+
+impl TarExporter {
+    /// An exporter with these attributes.
+    pub fn new(sessions: Sessions, attrs: &BTreeMap<String, String>) -> Result<Self, ExportError> {
+        Ok(Self { sessions, options: FileOptions::parse("tar", attrs)? })
+    }
+}
+
+#[async_trait]
+impl Exporter for TarExporter {
+    fn name(&self) -> &'static str {
+        "exporting to client tarball"
+    }
+
+    async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
+        let split = self.options.split.unwrap_or(result.multi_platform);
+        let tree = whole(cx, result, split, self.options.epoch(result)?).await?;
+        let caller = caller(&self.sessions, cx).await?;
+        let sending = cx.cx.reporter().start("sending tarball", "", 0);
+        let mut stream = filesend::open(&caller, cx.index, &BTreeMap::new()).map_err(client)?;
+        let (sender, mut pieces) = mpsc::channel(4);
+        let writing = castor_task::reading(move || write_tar(tree.as_ref(), Pieces::new(sender)));
+        let forwarding = async {
+            while let Some(piece) = pieces.recv().await {
+                stream.write(piece).await.map_err(client)?;
+            }
+            Ok::<_, ExportError>(stream)
+        };
+        let (written, stream) = tokio::select! {
+            () = cx.cx.token().cancelled() => return Err(ExportError::Cancelled),
+            both = async { tokio::join!(writing, forwarding) } => both,
+        };
+        // The client's refusal first: that nobody takes the pieces any more is a consequence.
+        let stream = stream?;
+        written?;
+        stream.finish().await.map_err(client)?;
+        sending.finish();
+        Ok(Response::new())
+    }
+}
+
+/// Bytes on their way to the client, in pieces of a useful size.
+struct Pieces {
+    sender: mpsc::Sender<Bytes>,
+    buffer: BytesMut,
+}
+
+impl Pieces {
+    const SIZE: usize = 256 << 10;
+
+    fn new(sender: mpsc::Sender<Bytes>) -> Self {
+        Self { sender, buffer: BytesMut::with_capacity(Self::SIZE) }
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= Self::SIZE {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let piece = std::mem::replace(&mut self.buffer, BytesMut::with_capacity(Self::SIZE)).freeze();
+        self.sender.blocking_send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Writes a tree as a tar, as Go's library would: times of whole seconds, directories with a slash at their end.
+fn write_tar(tree: &dyn Tree, out: impl Write) -> Result<(), ExportError> {
+    let mut writer = Writer::new(out);
+    tree.walk(&mut |stat| {
+        let header = header(&stat);
+        let data = if header.kind == Kind::File && header.size > 0 {
+            tree.open(&stat.path).map_err(|source| WalkError::Entry {
+                verb: "open",
+                path: stat.path.clone(),
+                source,
+            })?
+        } else {
+            Box::new(io::empty())
+        };
+        // A file that grew or shrank under us must not shift the entries behind it.
+        let mut data = data.take(header.size);
+        writer.append(&header, &mut data).map_err(|source| WalkError::Entry {
+            verb: "archive",
+            path: stat.path.clone(),
+            source,
+        })
+    })
+    .map_err(|error| io::Error::other(error.to_string()))?;
+    writer.finish()?.flush()?;
+    Ok(())
+}
+
+fn header(stat: &Stat) -> Header {
+    let kind = match stat.mode & mode::TYPE {
+        m if m & mode::DIR != 0 => Kind::Directory,
+        m if m & mode::SYMLINK != 0 => Kind::Symlink,
+        m if m & mode::CHAR_DEVICE != 0 => Kind::CharDevice,
+        m if m & mode::DEVICE != 0 => Kind::BlockDevice,
+        m if m & mode::NAMED_PIPE != 0 => Kind::Fifo,
+        _ if !stat.linkname.is_empty() => Kind::Hardlink,
+        _ => Kind::File,
+    };
+    let mut path = stat.path.clone().into_bytes();
+    if kind == Kind::Directory {
+        path.push(b'/');
+    }
+    let mut header = Header {
+        path,
+        kind,
+        mode: mode::permissions(stat.mode),
+        uid: stat.uid.into(),
+        gid: stat.gid.into(),
+        size: if kind == Kind::File { u64::try_from(stat.size).unwrap_or_default() } else { 0 },
+        mtime: TarTime::from_seconds((stat.mod_time + 500_000_000).div_euclid(1_000_000_000)),
+        link: stat.linkname.clone().into_bytes(),
+        dev_major: u32::try_from(stat.devmajor).unwrap_or_default(),
+        dev_minor: u32::try_from(stat.devminor).unwrap_or_default(),
+        ..Header::default()
+    };
+    for (name, value) in &stat.xattrs {
+        header.push_xattr(name.as_bytes(), value);
+    }
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use castor_archive::tar::Reader;
+
+    #[test]
+    fn a_tree_becomes_a_tar() {
+        let mut files = Files::default();
+        let entry = |path: &str, mode: u32, linkname: &str| Stat {
+            path: path.into(),
+            mode,
+            linkname: linkname.into(),
+            mod_time: 1_700_000_000_600_000_000,
+            uid: 7,
+            ..Stat::default()
+        };
+        files.insert(entry("d", mode::DIR | 0o755, ""), "");
+        files.insert(entry("d/f", 0o644, ""), "hello");
+        files.insert(entry("d/l", mode::SYMLINK | 0o777, "f"), "");
+        let mut bytes = Vec::new();
+        write_tar(&files, &mut bytes).unwrap();
+        let mut reader = Reader::new(bytes.as_slice());
+        let mut seen = Vec::new();
+        while let Some(header) = reader.next().unwrap() {
+            seen.push((String::from_utf8(header.path).unwrap(), header.kind, header.size, header.mtime.seconds));
+        }
+        let time = 1_700_000_001;
+        assert_eq!(
+            seen,
+            [
+                ("d/".into(), Kind::Directory, 0, time),
+                ("d/f".into(), Kind::File, 5, time),
+                ("d/l".into(), Kind::Symlink, 0, time)
+            ]
+        );
+    }
+
+    #[test]
+    fn an_unknown_mode_is_refused() {
+        let attrs = [("mode".to_owned(), "move".to_owned())].into();
+        assert!(FileOptions::parse("local", &attrs).unwrap_err().to_string().contains("mode=move"));
+        let attrs = [("mode".to_owned(), "delete".to_owned())].into();
+        assert!(FileOptions::parse("local", &attrs).unwrap().delete);
+        assert!(FileOptions::parse("tar", &attrs).is_err());
+    }
+}

@@ -1,0 +1,217 @@
+//! `type=image`: documents over the layers' blobs, and the push.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use bytes::Bytes;
+use castor_blobs::{Blobs, LayerBlob};
+use castor_oci::{ANNOTATION_TOC_DIGEST, Annotations, Descriptor, media_type};
+use castor_registry::Client;
+use serde_json::json;
+
+use crate::document::{self, Document, LayerFacts};
+use crate::push::Push;
+use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageOptions, PlatformResult, Response};
+
+/// Annotations of layers that are between castor, BuildKit and containerd, and leave with no image.
+const INTERNAL: [&str; 2] = ["containerd.io/uncompressed", "buildkit/createdat"];
+/// The same by prefix: where a layer came from.
+const INTERNAL_PREFIX: &str = "containerd.io/distribution.source.";
+
+/// Exports images to registries.
+pub struct ImageExporter {
+    blobs: Blobs,
+    registry: Client,
+    options: ImageOptions,
+}
+
+impl std::fmt::Debug for ImageExporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageExporter").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// An image, ready to be pushed.
+#[derive(Debug)]
+pub(crate) struct Assembled {
+    /// What names the image: its manifest, or the index of its platforms.
+    pub(crate) root: Document,
+    /// Manifests below an index.
+    pub(crate) manifests: Vec<Document>,
+    pub(crate) configs: Vec<Document>,
+    pub(crate) layers: Vec<LayerBlob>,
+}
+
+impl ImageExporter {
+    /// An exporter with these attributes.
+    pub fn new(blobs: Blobs, registry: Client, attrs: &BTreeMap<String, String>) -> Result<Self, ExportError> {
+        let options = ImageOptions::parse(attrs)?;
+        if options.push && options.names.is_empty() {
+            return Err(ExportError::NoName);
+        }
+        Ok(Self { blobs, registry, options })
+    }
+
+    async fn assemble(&self, cx: &ExportCx, result: &BuildResult) -> Result<Assembled, ExportError> {
+        let exporting = cx.cx.reporter().start("exporting layers", "", 0);
+        let layers = result.platforms.iter().map(|platform| async {
+            match &platform.reference {
+                Some(reference) => self.blobs.layers(&cx.cx, reference, self.options.compression).await,
+                None => Ok(Vec::new()),
+            }
+        });
+        let layers = futures::future::try_join_all(layers).await?;
+        exporting.finish();
+        let mut assembled =
+            Assembled { root: self.index(Vec::new()), manifests: Vec::new(), configs: Vec::new(), layers: Vec::new() };
+        for (platform, layers) in result.platforms.iter().zip(layers) {
+            self.warn_of_lost_annotations(cx, &layers);
+            let (manifest, config) = self.platform_image(platform, &layers)?;
+            cx.cx.reporter().start(format!("exporting manifest {}", manifest.descriptor.digest), "", 0).finish();
+            cx.cx.reporter().start(format!("exporting config {}", config.descriptor.digest), "", 0).finish();
+            assembled.manifests.push(manifest);
+            assembled.configs.push(config);
+            assembled.layers.extend(layers);
+        }
+        if result.multi_platform {
+            let descriptors = assembled.manifests.iter().map(|manifest| manifest.descriptor.clone()).collect();
+            assembled.root = self.index(descriptors);
+            let digest = assembled.root.descriptor.digest;
+            cx.cx.reporter().start(format!("exporting manifest list {digest}"), "", 0).finish();
+        } else if let Some(only) = assembled.manifests.pop() {
+            assembled.root = only;
+        }
+        Ok(assembled)
+    }
+
+    fn index(&self, manifests: Vec<Descriptor>) -> Document {
+        document::index(manifests, Annotations::new(), self.options.oci())
+    }
+
+    fn platform_image(
+        &self,
+        platform: &PlatformResult,
+        layers: &[LayerBlob],
+    ) -> Result<(Document, Document), ExportError> {
+        let oci = self.options.oci();
+        let facts: Vec<LayerFacts> = layers
+            .iter()
+            .map(|layer| LayerFacts {
+                diff_id: layer.diff_id,
+                created: Some(layer.created),
+                description: layer.description.clone(),
+            })
+            .collect();
+        let config = if platform.config.is_empty() { default_config(platform) } else { platform.config.clone() };
+        let config = document::image_config(&config, &facts, self.options.epoch, oci)?;
+        let descriptors = layers.iter().map(|layer| self.exported(&layer.descriptor)).collect();
+        let mut manifest =
+            document::manifest(config.descriptor.clone(), descriptors, self.options.annotations.clone(), oci);
+        manifest.descriptor.platform = Some(platform.platform.clone());
+        Ok((manifest, config))
+    }
+
+    /// A layer's descriptor as the manifest shows it.
+    fn exported(&self, layer: &Descriptor) -> Descriptor {
+        let mut exported = layer.clone();
+        exported.platform = None;
+        if self.options.oci() {
+            exported.media_type = media_type::to_oci(&layer.media_type).to_owned();
+            exported
+                .annotations
+                .retain(|key, _| !INTERNAL.contains(&key.as_str()) && !key.starts_with(INTERNAL_PREFIX));
+        } else {
+            exported.media_type = media_type::to_docker(&layer.media_type).to_owned();
+            exported.annotations.clear();
+        }
+        exported
+    }
+
+    /// Docker's media types have no annotations: eStargz layers become plain ones to whoever pulls them.
+    fn warn_of_lost_annotations(&self, cx: &ExportCx, layers: &[LayerBlob]) {
+        if self.options.oci() {
+            return;
+        }
+        let lost = layers.iter().filter(|layer| layer.descriptor.annotations.contains_key(ANNOTATION_TOC_DIGEST));
+        let count = lost.count();
+        if count > 0 {
+            cx.cx.reporter().warn(format!(
+                "{count} eStargz layer(s) lose their annotations, and cannot be mounted lazily: use oci-mediatypes=true"
+            ));
+        }
+    }
+}
+
+/// What an image without a config of its own gets.
+fn default_config(platform: &PlatformResult) -> Bytes {
+    let mut config = json!({
+        "architecture": platform.platform.architecture,
+        "os": platform.platform.os,
+        "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "WorkingDir": "/"},
+        "rootfs": {"type": "layers", "diff_ids": []},
+    });
+    if !platform.platform.variant.is_empty() {
+        config["variant"] = json!(platform.platform.variant);
+    }
+    config.to_string().into()
+}
+
+#[async_trait]
+impl Exporter for ImageExporter {
+    fn name(&self) -> &'static str {
+        "exporting to image"
+    }
+
+    async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
+        let mut options = self.options.clone();
+        if options.epoch.is_none()
+            && let Some(epoch) = result.text("source.date.epoch").filter(|text| !text.is_empty())
+        {
+            options.epoch = Some(crate::options::parse_epoch(epoch)?);
+        }
+        let exporter = Self { blobs: self.blobs.clone(), registry: self.registry.clone(), options };
+        let references = exporter.options.references(result.text("image.name"))?;
+        let assembled = exporter.assemble(cx, result).await?;
+        if exporter.options.push {
+            if references.is_empty() {
+                return Err(ExportError::NoName);
+            }
+            let access = cx.access.clone().with_insecure(exporter.options.insecure);
+            let push = Push { registry: &exporter.registry, blobs: &exporter.blobs, access, cx: &cx.cx };
+            push.run(&assembled, &references, exporter.options.push_by_digest).await?;
+        }
+        Ok(exporter.response(&assembled, &references))
+    }
+}
+
+impl ImageExporter {
+    fn response(&self, assembled: &Assembled, references: &[castor_oci::Reference]) -> Response {
+        let digest = assembled.root.descriptor.digest;
+        let mut response = Response::new();
+        response.insert("containerimage.digest".into(), digest.to_string());
+        if let [config] = assembled.configs.as_slice() {
+            response.insert("containerimage.config.digest".into(), config.descriptor.digest.to_string());
+        }
+        // A descriptor serialises: it has string keys only.
+        let descriptor = serde_json::to_vec(&assembled.root.descriptor).unwrap_or_default();
+        let encoded = base64::engine::general_purpose::STANDARD.encode(descriptor);
+        response.insert("containerimage.descriptor".into(), encoded);
+        let mut names: Vec<String> = references
+            .iter()
+            .map(|reference| match self.options.push_by_digest {
+                true => format!("{}/{}", reference.host(), reference.path()),
+                false => reference.to_string(),
+            })
+            .collect();
+        if let Some(prefix) = &self.options.dangling_prefix
+            && (names.is_empty() || !self.options.dangling_empty_only)
+        {
+            names.push(format!("{prefix}@{digest}"));
+        }
+        if !names.is_empty() {
+            response.insert("image.name".into(), names.join(","));
+        }
+        response
+    }
+}
