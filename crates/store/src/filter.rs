@@ -180,7 +180,8 @@ impl<'a> Parser<'a> {
             Some('"') => self.quoted('"'),
             Some(mark @ ('/' | '|')) if pattern => self.quoted(mark),
             _ => {
-                let end = self.rest.find(|c: char| c == ',' || c.is_whitespace() || c == '"').unwrap_or(self.rest.len());
+                let end =
+                    self.rest.find(|c: char| c == ',' || c.is_whitespace() || c == '"').unwrap_or(self.rest.len());
                 if end == 0 {
                     return Err("expected value or quoted".to_owned());
                 }

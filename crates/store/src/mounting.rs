@@ -1,6 +1,7 @@
 //! Refs as directories.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use castor_layerfs::Layer;
@@ -61,6 +62,8 @@ impl Drop for Mounting {
 pub(crate) struct Mountpoint {
     current: tokio::sync::Mutex<Current>,
     count: watch::Sender<usize>,
+    /// Whether it was ever mounted writable, by this daemon or one before.
+    written: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -71,11 +74,21 @@ struct Current {
 
 impl Default for Mountpoint {
     fn default() -> Self {
-        Self { current: tokio::sync::Mutex::default(), count: watch::Sender::new(0) }
+        Self { current: tokio::sync::Mutex::default(), count: watch::Sender::new(0), written: AtomicBool::new(true) }
     }
 }
 
 impl Mountpoint {
+    /// Says that its snapshot was just made.
+    pub(crate) fn made(&self) {
+        self.written.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether something can have been written to it.
+    pub(crate) fn was_mounted(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
+
     /// Waits until no mount is left.
     pub(crate) async fn unmounted(&self) {
         // The sender is here, so waiting does not fail.
@@ -91,6 +104,9 @@ impl Mountpoint {
         writable: bool,
     ) -> Result<Arc<Mounting>, StoreError> {
         let mut current = self.current.lock().await;
+        if writable {
+            self.written.store(true, Ordering::Relaxed);
+        }
         let slot = if writable { &mut current.writable } else { &mut current.read_only };
         if let Some(mounting) = slot.upgrade() {
             return Ok(mounting);

@@ -62,6 +62,7 @@ impl MutableRef {
     /// Ends writing: the change becomes an immutable record. Waits until no [`Mounting`] of it is left.
     pub async fn commit(self) -> Result<ImmutableRef, StoreError> {
         let rec = &self.handle.rec;
+        crate::contenthash::received(&self.inner, rec).await;
         let mut known = rec.snapshot.lock().await;
         *known = Some(commit(&self.inner, rec).await?);
         drop(known);
@@ -72,6 +73,7 @@ impl MutableRef {
     /// committed one when something is made of it. Waits until no [`Mounting`] of it is left.
     pub async fn freeze(self) -> Result<ImmutableRef, StoreError> {
         self.handle.rec.mountpoint.unmounted().await;
+        crate::contenthash::received(&self.inner, &self.handle.rec).await;
         Ok(ImmutableRef::new(self.inner.clone(), Some(self.handle.clone())))
     }
 
@@ -87,7 +89,12 @@ impl MutableRef {
     /// What watches a transfer into it, so that [`ImmutableRef::checksum`] need not read the files again. Changes are
     /// relative to the record's root. Take it before the transfer, and before each.
     pub async fn observer(&self) -> Result<Arc<HashObserver>, StoreError> {
-        crate::contenthash::observer(&self.inner, &self.handle.rec).await
+        crate::contenthash::observer(&self.inner, &self.handle.rec, self.is_untouched()).await
+    }
+
+    /// Whether it is on nothing, and was never mounted: nothing can be in it.
+    fn is_untouched(&self) -> bool {
+        self.handle.rec.parts().is_empty() && !self.handle.rec.mountpoint.was_mounted()
     }
 
     /// Changes what users read.

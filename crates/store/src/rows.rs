@@ -105,8 +105,11 @@ impl Records {
         if !batch.is_empty() {
             db.write_soon(batch);
         }
-        let map: HashMap<_, _> =
-            rows.into_iter().filter(|(id, _)| kept.contains(id)).map(|(id, row)| (id.clone(), Rec::new(id, row))).collect();
+        let map: HashMap<_, _> = rows
+            .into_iter()
+            .filter(|(id, _)| kept.contains(id))
+            .map(|(id, row)| (id.clone(), Rec::new(id, row)))
+            .collect();
         for rec in map.values() {
             for parent in rec.depends_on() {
                 if let Some(parent) = map.get(&parent) {

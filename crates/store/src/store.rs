@@ -273,7 +273,11 @@ impl Store {
     }
 
     /// The ref of an image's layers, lowest first. Fetches nothing. Layers that are known already keep their record.
-    pub async fn from_image(&self, layers: Vec<ImageLayer>, options: RecordOptions) -> Result<ImmutableRef, StoreError> {
+    pub async fn from_image(
+        &self,
+        layers: Vec<ImageLayer>,
+        options: RecordOptions,
+    ) -> Result<ImmutableRef, StoreError> {
         let mut below: Option<Arc<Handle>> = None;
         let mut digest = None;
         for layer in layers {
@@ -349,6 +353,7 @@ impl Store {
         let id = SnapshotId::new(handle.rec.id.as_str());
         self.inner.config.snapshotter.prepare(&id, below.as_ref()).await?;
         *handle.rec.snapshot.lock().await = Some(id);
+        handle.rec.mountpoint.made();
         Ok(MutableRef::new(self.inner.clone(), handle))
     }
 

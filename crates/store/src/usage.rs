@@ -75,8 +75,7 @@ pub(crate) fn info(rec: &Rec, in_use: bool, size: u64) -> RecordInfo {
 fn in_use(records: &[Arc<Rec>]) -> HashSet<String> {
     let by_id: HashMap<_, _> = records.iter().map(|rec| (rec.id.as_str(), rec)).collect();
     let mut used = HashSet::new();
-    let mut pending: Vec<String> =
-        records.iter().filter(|rec| rec.handles() > 0).map(|rec| rec.id.clone()).collect();
+    let mut pending: Vec<String> = records.iter().filter(|rec| rec.handles() > 0).map(|rec| rec.id.clone()).collect();
     while let Some(id) = pending.pop() {
         if let Some(rec) = by_id.get(id.as_str()).filter(|_| used.insert(id.clone())) {
             pending.extend(rec.depends_on());
