@@ -20,19 +20,29 @@ pub(crate) fn ingest_name(blob: Digest) -> String {
     format!("layer-{}", blob.hex())
 }
 
+/// Makes sure that the blob is in the content store.
+pub(crate) async fn blob(core: &Arc<Core>) -> Result<(), LayerError> {
+    let _one = core.completing.lock().await;
+    blob_locked(core).await
+}
+
+async fn blob_locked(core: &Arc<Core>) -> Result<(), LayerError> {
+    let info = core.shared.content.info(&core.id.blob).await;
+    match info.map_err(|e| LayerError::State(with_sources(&e)))? {
+        Some(_) => Ok(()),
+        None => fetch_blob(core).await,
+    }
+}
+
 /// Does it; one at a time for a layer.
 pub(crate) async fn complete(core: &Arc<Core>) -> Result<(), LayerError> {
-    let state = |e: castor_content::Error| LayerError::State(with_sources(&e));
     let _one = core.completing.lock().await;
     if let Some(fetcher) = core.object.get().and_then(|object| object.fetcher.as_ref())
         && !fetcher.presence().all()
     {
         fetcher.all().await.map_err(|e| core.fetch_error(e))?;
     }
-    let content = &core.shared.content;
-    if content.info(&core.id.blob).await.map_err(state)?.is_none() {
-        fetch_blob(core).await?;
-    }
+    blob_locked(core).await?;
     if core.origin.lock().verified.is_none() {
         verify(core).await?;
     }

@@ -174,6 +174,13 @@ impl Layer {
         crate::complete::complete(&self.core).await
     }
 
+    /// Puts the blob into the content store, verified by its digest: for whoever passes it on. Fetches what is missing of
+    /// the compressed bytes and inflates nothing.
+    pub async fn fetch_blob(&self) -> Result<(), LayerError> {
+        self.ready().await?;
+        crate::complete::blob(&self.core).await
+    }
+
     /// Whether all its data is here, so that mounting it needs neither network nor server.
     pub fn is_complete(&self) -> bool {
         let core = &self.core;

@@ -42,6 +42,9 @@ const ROOT: u64 = 1;
 /// Files begin behind the root.
 const FIRST: u64 = 2;
 
+/// Takes a range of `data` and why reading it failed.
+type Failed = Box<dyn Fn(Range<u64>, &str) + Send + Sync>;
+
 /// A layer that is served.
 pub(crate) struct Served {
     pub size: u64,
@@ -50,7 +53,7 @@ pub(crate) struct Served {
     pub fetcher: Option<Fetcher>,
     pub deadline: Duration,
     /// Told of every read that failed.
-    pub failed: Box<dyn Fn(Range<u64>, &str) + Send + Sync>,
+    pub failed: Failed,
     /// What readers wait for ends with it; renewed by [`Server::release`].
     parked: Mutex<CancellationToken>,
 }
@@ -61,7 +64,7 @@ impl Served {
         data: Arc<File>,
         fetcher: Option<Fetcher>,
         deadline: Duration,
-        failed: Box<dyn Fn(Range<u64>, &str) + Send + Sync>,
+        failed: Failed,
     ) -> Self {
         Self { size, data, fetcher, deadline, failed, parked: Mutex::default() }
     }

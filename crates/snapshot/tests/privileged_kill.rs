@@ -5,10 +5,12 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use castor_layerfs::Lazy;
@@ -69,7 +71,7 @@ fn privileged_role_of_the_child() {
             let last = number - 1;
             castor_task::reading(move || check_steps(mounted.path(), last)).await;
         }
-        fs::write(dir.join("alive"), number.to_string()).unwrap();
+        println!("\nalive {number}");
         loop {
             let _ = bench.snapshots.remove(&id(&format!("s{number}-active"))).await;
             bench
@@ -87,54 +89,50 @@ fn privileged_role_of_the_child() {
     });
 }
 
-fn start(dir: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+/// Starts a life; the numbers of snapshots that it found come through the channel.
+fn start(dir: &Path) -> (Child, Receiver<u32>) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "privileged_role_of_the_child", "--nocapture"])
         .env(DIR, dir)
-        .stdout(std::process::Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(fs::File::options().append(true).create(true).open(dir.join("log")).unwrap())
         .spawn()
-        .unwrap()
-}
-
-/// Waits for `condition`, or says what the child said.
-fn wait(dir: &Path, what: &str, mut condition: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !condition() {
-        let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not in time\n{}", log());
-        std::thread::sleep(Duration::from_millis(2));
-    }
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    let (send, lines) = channel();
+    std::thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok) {
+            if let Some(number) = line.strip_prefix("alive ") {
+                let _ = send.send(number.parse().unwrap());
+            }
+        }
+    });
+    (child, lines)
 }
 
 #[test]
 fn privileged_death_at_any_moment_loses_nothing_committed() {
     let dir = tempfile::tempdir().unwrap();
-    let alive = dir.path().join("alive");
     let seed = u64::from(std::process::id()) * 2 + 1;
     println!("seed {seed}");
     let mut random = seed;
     let mut committed = 0u32;
     for life in 0..12 {
-        let _ = fs::remove_file(&alive);
-        let mut child = start(dir.path());
-        // Some die while they open what is there.
+        let (mut child, lines) = start(dir.path());
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // Some die while they open what is there.
         if life % 4 != 3 {
-            wait(dir.path(), "a life", || alive.exists() || child.try_wait().unwrap().is_some());
-            let log = fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-            assert!(child.try_wait().unwrap().is_none(), "the child failed:\n{log}");
-            let text = fs::read_to_string(&alive).unwrap();
-            let found: u32 = text.parse().unwrap_or(committed);
+            let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+            let found = lines.recv_timeout(Duration::from_secs(60));
+            let found = found.unwrap_or_else(|error| panic!("a life did not begin: {error}\n{}", log()));
             assert!(found >= committed, "{found} snapshots are left of {committed}");
             committed = found;
         }
-        let until = Instant::now() + Duration::from_micros(random >> 44);
-        wait(dir.path(), "the end", || Instant::now() >= until);
+        // Nothing more is said: this waits for as long as the life may last.
+        let _ = lines.recv_timeout(Duration::from_micros(random >> 44));
         child.kill().unwrap();
         let begun = Instant::now();
-        let status = child.wait().unwrap();
-        assert_eq!(status.signal(), Some(9));
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
         assert!(begun.elapsed() < Duration::from_secs(5), "a killed process took {:?} to end", begun.elapsed());
     }
     assert!(committed > 0, "no life was long enough");
