@@ -121,20 +121,17 @@ impl RemoteStore {
         let mut exchange = Exchange { sender, answers: lazily(async move { client.write(request).await }) };
         let digest = descriptor.digest.to_string();
         let total = i64::try_from(descriptor.size).unwrap_or(i64::MAX);
-        // Names the unfinished blob: who else writes the same waits for it.
+        // Names the unfinished blob. Nobody else writes to it, and nothing is
+        // left in it from an earlier try.
+        let reference = format!("castor-{digest}-{:016x}", rand::random::<u64>());
         let start = WriteContentRequest {
             action: WriteAction::Stat as i32,
-            r#ref: format!("castor-{digest}"),
+            r#ref: reference,
             total,
             expected: digest.clone(),
             ..WriteContentRequest::default()
         };
-        let mut offset = exchange.ask(start).await?.offset.max(0);
-        // What is left from an earlier try is not trusted to be the same bytes
-        // in the same order; a write at 0 cuts it off.
-        if offset > 0 {
-            offset = 0;
-        }
+        let mut offset = exchange.ask(start).await?.offset;
         let mut bytes = std::pin::pin!(bytes);
         while let Some(mut piece) = bytes.try_next().await? {
             while !piece.is_empty() {

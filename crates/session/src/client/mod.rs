@@ -21,6 +21,7 @@ mod secrets;
 mod ssh;
 mod token;
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use castor_proto::control::control_client::ControlClient;
@@ -29,7 +30,10 @@ use castor_wire::{limited, serve_over, tunnel};
 use futures::{StreamExt as _, TryFutureExt as _};
 use rand::Rng as _;
 use tokio::sync::oneshot;
+use tonic::body::Body;
+use tonic::codegen::Service;
 use tonic::metadata::MetadataValue;
+use tonic::server::NamedService;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -120,6 +124,24 @@ impl Session {
     pub fn agents(mut self, agents: Agents) -> Self {
         self.services.add_service(agents.service());
         self.methods.extend(["/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshforward.v1.SSH/ForwardAgent"]);
+        self
+    }
+
+    /// Serves what the methods above do not: `methods` are the full names,
+    /// `/package.Service/Method`, that the daemon may look for.
+    #[must_use]
+    pub fn serve<S>(mut self, service: S, methods: &[&'static str]) -> Self
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.services.add_service(service);
+        self.methods.extend(methods);
         self
     }
 
