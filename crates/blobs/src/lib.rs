@@ -147,8 +147,7 @@ impl Blobs {
                 pipeline::convert(content, blob, compression, &lease).await?
             }
             PartKind::Change | PartKind::Difference => {
-                let lower = part.record.lower().snapshot(cx).await?;
-                let upper = part.record.snapshot(cx).await?;
+                let (lower, upper) = part.record.compared(cx).await?;
                 pipeline::compare(content, self.store.differ(), lower, upper, compression, &lease).await?
             }
         };

@@ -5,7 +5,7 @@ use castor_oci::{Digest, Hasher};
 
 use super::ChecksumOptions;
 use super::scan::{Scan, ScanError};
-use super::tree::{Entry, Key, Tree, key_of, path_of};
+use super::tree::{Entry, Key, Tree, path_of};
 
 /// How many links a path may lead through.
 const MAX_LINKS: usize = 255;
