@@ -28,7 +28,7 @@ impl Fixture {
         let descriptor = registry.put_blob("app", "x/y", bytes);
         let config = Config {
             backoff: Duration::from_millis(2),
-            stall_timeout: Duration::from_millis(300),
+            stall_timeout: Duration::from_secs(20),
             max_attempts: 3,
             ..Config::default()
         };

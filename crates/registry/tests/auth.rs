@@ -9,7 +9,7 @@ use std::time::Duration;
 use castor_registry::{Access, Basic, Client, Error, Fixed, Priority, Token};
 use castor_testkit::{Auth, Fault, On, Registry};
 use http::Method;
-use support::{Session, client, config, noise, repository};
+use support::{Session, client, config, impatient, noise, repository};
 
 fn bearer(lifetime: Duration) -> Auth {
     Auth::Bearer { user: Some(("me".into(), "secret".into())), lifetime }
@@ -45,13 +45,8 @@ async fn basic_authorization() {
         "pull access denied, repository does not exist or may require authorization: authorization failed: \
          no basic auth credentials"
     );
-    let wrong = client_new();
-    let error = read(&wrong, &registry, &fixed("wrong")).await.unwrap_err();
+    let error = read(&self::client(), &registry, &fixed("wrong")).await.unwrap_err();
     assert!(matches!(error, Error::Unauthorized { .. }), "{error}");
-}
-
-fn client_new() -> Client {
-    client()
 }
 
 #[tokio::test]
@@ -161,7 +156,7 @@ async fn a_session_that_does_not_answer_is_not_waited_for_long() {
     let registry = registry(bearer(Duration::from_secs(300))).await;
     let session = Arc::new(Session { hangs: true, ..Arc::into_inner(Session::new("s1", "me", "secret")).unwrap() });
     let begun = std::time::Instant::now();
-    let client = client();
+    let client = Client::new(impatient()).unwrap();
     let (one, two) = (session.access(), session.access());
     let (a, b) = tokio::join!(read(&client, &registry, &one), read(&client, &registry, &two));
     let error = a.unwrap_err().to_string();
@@ -193,7 +188,8 @@ async fn a_token_server_that_stumbles_is_asked_again() {
     read(&client(), &registry, &Session::new("s1", "me", "secret").access()).await.unwrap();
     let broken = self::registry(bearer(Duration::from_secs(300))).await;
     broken.fault(On::new(Method::GET, "/token"), Fault::Silence);
-    let error = read(&client(), &broken, &Session::new("s1", "me", "secret").access()).await.unwrap_err();
+    let client = Client::new(impatient()).unwrap();
+    let error = read(&client, &broken, &Session::new("s1", "me", "secret").access()).await.unwrap_err();
     assert!(error.to_string().contains("within 1 s"), "{error}");
 }
 

@@ -9,7 +9,7 @@ use castor_oci::{Descriptor, Digest};
 use castor_registry::{Access, BlobReader, Client, Config, Error, Priority};
 use castor_testkit::{Auth, Fault, On, Registry, Relay, RelayOptions};
 use http::Method;
-use support::{client, config, noise, repository};
+use support::{client, config, impatient, noise, repository};
 
 const SIZE: usize = 700_000;
 
@@ -125,7 +125,7 @@ async fn a_full_body_is_resumed_by_range_or_by_skipping() {
 
 #[tokio::test]
 async fn stalls_are_noticed_and_resumed() {
-    let blob = Blob::new().await;
+    let blob = Blob { client: Client::new(impatient()).unwrap(), ..Blob::new().await };
     blob.registry.fault(blob.on().times(1), Fault::Stall(100_000));
     blob.check(0..500_000).await;
     blob.registry.fault(blob.on().times(1), Fault::Silence);
@@ -136,7 +136,7 @@ async fn stalls_are_noticed_and_resumed() {
 
 #[tokio::test]
 async fn a_registry_that_always_stalls_is_an_error_not_a_hang() {
-    let blob = Blob::new().await;
+    let blob = Blob { client: Client::new(impatient()).unwrap(), ..Blob::new().await };
     blob.registry.fault(blob.on(), Fault::Stall(0));
     let error = blob.range(0..10).await.unwrap_err();
     assert!(matches!(error, Error::Stalled { .. }), "{error}");
@@ -285,8 +285,7 @@ async fn redirects_end_after_five_hops() {
 #[tokio::test]
 async fn bulk_reads_are_few_at_once_and_do_not_hold_up_who_waits() {
     let mut blob = Blob::new().await;
-    blob.client =
-        Client::new(Config { max_concurrency: 2, stall_timeout: Duration::from_secs(20), ..config() }).unwrap();
+    blob.client = Client::new(Config { max_concurrency: 2, ..config() }).unwrap();
     // Two that are going on: their bodies are not read to the end.
     let reader = blob.reader();
     let first = reader.full(Priority::Bulk).await.unwrap();

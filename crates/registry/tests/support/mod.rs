@@ -9,15 +9,24 @@ use async_trait::async_trait;
 use castor_registry::{Access, Basic, Client, Config, Credentials, CredentialsError, Repository, Token, TokenRequest};
 use castor_testkit::Registry;
 
-/// A configuration that gives up soon.
+/// A configuration that tries again soon, and waits long enough for a busy machine.
 pub fn config() -> Config {
     Config {
         backoff: Duration::from_millis(2),
-        stall_timeout: Duration::from_millis(300),
-        connect_timeout: Duration::from_millis(400),
-        auth_timeout: Duration::from_millis(1000),
+        stall_timeout: Duration::from_secs(20),
+        auth_timeout: Duration::from_secs(20),
         max_attempts: 4,
         ..Config::default()
+    }
+}
+
+/// A configuration that does not wait for those who stall.
+pub fn impatient() -> Config {
+    Config {
+        stall_timeout: Duration::from_millis(300),
+        connect_timeout: Duration::from_millis(300),
+        auth_timeout: Duration::from_secs(1),
+        ..config()
     }
 }
 
