@@ -192,11 +192,7 @@ impl Daemon {
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("run {}", program.display()))?;
-        Ok(Outcome {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        Ok(Outcome::of(&output))
     }
 }
 
@@ -220,11 +216,28 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// How a program ended that was run to its end.
+    pub fn of(output: &std::process::Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// Itself, or an error with what it printed if it failed.
     pub fn success(self) -> Result<Self> {
         if self.code == Some(0) {
             return Ok(self);
         }
         bail!("exit code {:?}:\n{}{}", self.code, self.stdout, self.stderr)
+    }
+
+    /// What it printed on standard error, or an error if it succeeded.
+    pub fn failure(self) -> Result<String> {
+        match self.code {
+            Some(0) | None => bail!("exit code {:?}, which is not a failure:\n{}{}", self.code, self.stdout, self.stderr),
+            Some(_) => Ok(self.stderr),
+        }
     }
 }

@@ -2,6 +2,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod build;
 pub mod daemon;
 pub mod debian;
+pub mod hello;
 pub mod programs;
+pub mod project;
+pub mod scene;
+pub mod tree;

@@ -10,16 +10,20 @@ use anyhow::{Context, Result, bail};
 ///
 /// Programs and tests of this package are in `target/<profile>/` and `target/<profile>/deps/`.
 pub fn ours(name: &str) -> Result<PathBuf> {
-    let this = std::env::current_exe().context("find this program")?;
-    let mut directory = this.parent().context("this program has no directory")?;
-    if directory.ends_with("deps") {
-        directory = directory.parent().context("deps has no parent")?;
-    }
-    let path = directory.join(name);
+    let path = directory()?.join(name);
     if !path.exists() {
         bail!("{} is missing: run `cargo build --workspace --bins` first", path.display());
     }
     Ok(path)
+}
+
+/// Where the workspace's programs of this profile are.
+pub fn directory() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("find this program")?;
+    let directory = this.parent().context("this program has no directory")?;
+    let is_test = directory.ends_with("deps") || directory.ends_with("examples");
+    let directory = if is_test { directory.parent().context("deps has no parent")? } else { directory };
+    Ok(directory.to_owned())
 }
 
 /// The program `name` on `PATH`; `package` is the Debian package that has it.
