@@ -24,6 +24,9 @@ use crate::settings::{LogSettings, Settings};
 /// How long an orderly stop may take before the process ends regardless.
 const STOP_WITHIN: Duration = Duration::from_secs(25);
 
+/// Libraries that at level debug say a line for every frame or read.
+const QUIET: &str = "h2=info,hyper=info,hyper_util=info,tonic=info,tower=info,fuser=info,rustls=info,reqwest=info";
+
 fn main() -> ExitCode {
     let flags = Flags::from_env();
     if flags.version {
@@ -58,7 +61,7 @@ fn start(flags: Flags) -> Result<()> {
 }
 
 fn log(settings: &LogSettings) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&settings.level)
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("{},{QUIET}", settings.level))
         .with_context(|| format!("log level {:?}", settings.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     if settings.json {
