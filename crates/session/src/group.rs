@@ -37,8 +37,9 @@ impl Group {
         self.ids().iter().any(|id| self.sessions.now(id).is_some())
     }
 
-    /// Asks one session after the other until `ask` succeeds; the last error
-    /// otherwise. Sessions that are there come first, the others are waited for.
+    /// Asks one session after the other until `ask` succeeds; the error that
+    /// says most otherwise, of equals the last. Sessions that are there come
+    /// first, the others are waited for.
     pub async fn any<T, F, A>(&self, mut ask: A) -> Result<T, SessionError>
     where
         A: FnMut(Caller) -> F,
@@ -50,7 +51,7 @@ impl Group {
             match self.sessions.now(&id) {
                 Some(caller) => match ask(caller).await {
                     Ok(answer) => return Ok(answer),
-                    Err(error) => last = error,
+                    Err(error) => last = worse(last, error),
                 },
                 None => missing.push(id),
             }
@@ -59,19 +60,26 @@ impl Group {
             match self.sessions.get(&id, WAIT).await {
                 Ok(caller) => match ask(caller).await {
                     Ok(answer) => return Ok(answer),
-                    Err(error) => last = error,
+                    Err(error) => last = worse(last, error),
                 },
-                Err(error) => {
-                    // What a client answered says more than that another is
-                    // not there.
-                    if matches!(last, SessionError::NoneActive | SessionError::NotFound { .. }) {
-                        last = error;
-                    }
-                }
+                Err(error) => last = worse(last, error),
             }
         }
         Err(last)
     }
+}
+
+/// The error that says more: what a client answered says more than that another
+/// client is not there, and that one failed more than that another does not
+/// have it.
+fn worse(old: SessionError, new: SessionError) -> SessionError {
+    let weight = |error: &SessionError| match error {
+        SessionError::NoneActive => 0,
+        SessionError::NotFound { .. } => 1,
+        error if error.is_absent() => 2,
+        _ => 3,
+    };
+    if weight(&new) >= weight(&old) { new } else { old }
 }
 
 impl fmt::Debug for Group {

@@ -175,6 +175,9 @@ async fn any_session_of_a_group_may_answer() {
     assert_eq!(secrets::get(&group, "f").await.unwrap().unwrap(), "from a file");
     assert_eq!(secrets::get(&group, "none").await.unwrap(), None);
     assert!(secrets::get(&group, "big").await.is_err());
+    let failing_first = world.sessions.group([keeper.id(), plain.id()].map(str::to_owned));
+    let error = secrets::get(&failing_first, "big").await.unwrap_err();
+    assert_eq!(error.to_string(), "secret big is larger than 512000 bytes", "no other client hides the failure");
 
     let nobody = world.sessions.group([]);
     let error = secrets::get(&nobody, "a").await.unwrap_err();
@@ -312,9 +315,9 @@ async fn tokens_are_fetched_by_the_client() {
     }});
     write(dir.path(), &[("config.json", &config.to_string())]);
     let options = KeychainOptions { config: Some(dir.path().join("config.json")), ..KeychainOptions::default() };
-    let (caller, _stop) = world.open(world.session().authenticate(Keychain::new(options.clone()))).await;
-    let credentials = SessionCredentials::new(world.sessions.group([caller.id().to_owned()]));
-    assert_eq!(credentials.identity(), caller.id());
+    let (keeper, _stop) = world.open(world.session().authenticate(Keychain::new(options.clone()))).await;
+    let credentials = SessionCredentials::new(world.sessions.group([keeper.id().to_owned()]));
+    assert_eq!(credentials.identity(), keeper.id());
 
     let found = credentials.credentials("a.io").await.unwrap().unwrap();
     assert_eq!((found.user.as_str(), found.secret.as_str()), ("me", "p&ss"));
@@ -364,6 +367,8 @@ async fn tokens_are_fetched_by_the_client() {
     assert!(credentials.fetch_token(&token_request("a.io", &realm)).await.unwrap().is_none());
     assert!(credentials.credentials("a.io").await.unwrap().is_none());
     assert!(credentials.is_alive());
+    let both = SessionCredentials::new(world.sessions.group([plain.id(), keeper.id()].map(str::to_owned)));
+    assert_eq!(both.credentials("a.io").await.unwrap().unwrap().user, "me", "whoever can answer does");
     stop.cancel();
     plain.closed().cancelled().await;
     assert!(!credentials.is_alive());

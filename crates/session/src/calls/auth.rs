@@ -37,17 +37,19 @@ fn salt() -> Bytes {
     SALT.get_or_init(|| Bytes::copy_from_slice(&rand::random::<[u8; 32]>())).clone()
 }
 
+/// `None` if no client of the group does what it was asked for.
 async fn patiently<T>(
     doing: &'static str,
-    answer: impl Future<Output = Result<T, SessionError>>,
-) -> Result<T, CredentialsError> {
+    answer: impl Future<Output = Result<Option<T>, SessionError>>,
+) -> Result<Option<T>, CredentialsError> {
     let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(SessionError::Timeout { doing }));
-    answer.map_err(|error| match error {
-        SessionError::NoneActive | SessionError::NotFound { .. } | SessionError::Closed { .. } => {
-            CredentialsError::Gone
+    match answer {
+        Err(SessionError::NoneActive | SessionError::NotFound { .. } | SessionError::Closed { .. }) => {
+            Err(CredentialsError::Gone)
         }
-        error => CredentialsError::Failed(error.to_string()),
-    })
+        Err(error) if error.code() == Code::Unimplemented => Ok(None),
+        answer => answer.map_err(|error| CredentialsError::Failed(error.to_string())),
+    }
 }
 
 #[async_trait]
@@ -73,11 +75,7 @@ impl Credentials for SessionCredentials {
             self.group.any(|caller| async move {
                 let request = CredentialsRequest { host: host.to_owned() };
                 let mut client = AuthClient::new(caller.channel());
-                match caller.call(client.credentials(request)).await {
-                    Ok(response) => Ok(Some(response.into_inner())),
-                    Err(error) if error.code() == Code::Unimplemented => Ok(None),
-                    Err(error) => Err(error),
-                }
+                Ok(Some(caller.call(client.credentials(request)).await?.into_inner()))
             }),
         )
         .await?;
@@ -95,7 +93,7 @@ impl Credentials for SessionCredentials {
                 let key = match caller.call(client.get_token_authority(authority)).await {
                     Ok(response) => response.into_inner().public_key,
                     // The client leaves it to the daemon.
-                    Err(error) if matches!(error.code(), Code::Unimplemented | Code::Unavailable) => return Ok(None),
+                    Err(SessionError::Status(status)) if status.code() == Code::Unavailable => return Ok(None),
                     Err(error) => return Err(error),
                 };
                 if key.len() != KEY_LENGTH {
