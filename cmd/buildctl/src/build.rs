@@ -164,22 +164,70 @@ async fn draw(
     Ok(())
 }
 
-/// What exporters said; values that are encoded objects become objects.
+/// What exporters said; values that are encoded objects become objects, with their fields in the order they have.
 fn metadata_json(response: &BTreeMap<String, String>) -> Result<String> {
-    let mut map = serde_json::Map::new();
+    let mut fields = Vec::new();
     for (key, value) in response {
-        map.insert(key.clone(), decoded(value).unwrap_or_else(|| value.clone().into()));
+        let value = match decoded(value) {
+            Some(object) => object,
+            None => serde_json::to_string(value)?,
+        };
+        fields.push(format!("{}:{value}", serde_json::to_string(key)?));
     }
+    let text = indented(&format!("{{{}}}", fields.join(",")));
     // Go's encoder escapes what HTML would take for markup.
-    let text = serde_json::to_string_pretty(&map)?;
     Ok(text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026"))
 }
 
-fn decoded(value: &str) -> Option<serde_json::Value> {
-    let bytes = castor_client::base64(value)?;
-    let object: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+fn decoded(value: &str) -> Option<String> {
+    let text = String::from_utf8(castor_client::base64(value)?).ok()?;
+    let object: serde_json::Value = serde_json::from_str(&text).ok()?;
     object.as_object().filter(|object| !object.is_empty())?;
-    Some(object)
+    Some(text)
+}
+
+/// JSON over several lines, two blanks per level.
+fn indented(json: &str) -> String {
+    let mut out = String::with_capacity(json.len() * 2);
+    let (mut depth, mut in_text, mut escaped, mut opened) = (0usize, false, false, false);
+    for c in json.chars() {
+        if in_text {
+            out.push(c);
+            in_text = escaped || c != '"';
+            escaped = c == '\\' && !escaped;
+            continue;
+        }
+        if c.is_ascii_whitespace() {
+            continue;
+        }
+        let closes = matches!(c, '}' | ']');
+        if closes {
+            depth = depth.saturating_sub(1);
+        }
+        // Empty ones stay on their line.
+        if opened != closes && (opened || closes) {
+            out.push('\n');
+            out.extend(std::iter::repeat_n("  ", depth));
+        }
+        opened = false;
+        match c {
+            '{' | '[' => {
+                out.push(c);
+                depth += 1;
+                opened = true;
+            }
+            ',' => {
+                out.push_str(",\n");
+                out.extend(std::iter::repeat_n("  ", depth));
+            }
+            ':' => out.push_str(": "),
+            c => {
+                out.push(c);
+                in_text = c == '"';
+            }
+        }
+    }
+    out
 }
 
 /// The answer of a frontend to a request that is no build.
@@ -215,6 +263,14 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn indentation() {
+        assert_eq!(
+            indented(r#"{"b":[1,{"x":"a\\\",{"}],"a":{},"c":[ ]}"#),
+            "{\n  \"b\": [\n    1,\n    {\n      \"x\": \"a\\\\\\\",{\"\n    }\n  ],\n  \"a\": {},\n  \"c\": []\n}"
+        );
+    }
 
     #[test]
     fn metadata() {

@@ -101,6 +101,7 @@ async fn command(path: &[&str], target: &Target, values: &Values, cancel: &Cance
 }
 
 /// The first signal ends what is done in order, the third one at once.
+#[expect(clippy::disallowed_methods)] // Whoever asks three times does not want to wait for anything.
 async fn cancel_on_signals(cancel: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))

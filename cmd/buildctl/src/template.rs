@@ -19,7 +19,8 @@ enum Part {
 #[derive(Debug)]
 pub struct Template(Vec<Part>);
 
-enum End {
+/// What ended a list of parts.
+enum Stop {
     Text,
     End,
     Else,
@@ -31,7 +32,7 @@ impl Template {
         let text = if text == "json" { "{{json .}}" } else { text };
         let mut rest = text;
         match parse(&mut rest)? {
-            (parts, End::Text) => Ok(Self(parts)),
+            (parts, Stop::Text) => Ok(Self(parts)),
             _ => Err(TemplateError("unexpected {{end}} or {{else}}".to_owned())),
         }
     }
@@ -44,12 +45,12 @@ impl Template {
     }
 }
 
-fn parse(rest: &mut &str) -> Result<(Vec<Part>, End), TemplateError> {
+fn parse(rest: &mut &str) -> Result<(Vec<Part>, Stop), TemplateError> {
     let mut parts = Vec::new();
     loop {
         let Some((text, after)) = rest.split_once("{{") else {
             parts.push(Part::Text(std::mem::take(rest).to_owned()));
-            return Ok((parts, End::Text));
+            return Ok((parts, Stop::Text));
         };
         let (action, after) = after.split_once("}}").ok_or_else(|| TemplateError("unclosed action".to_owned()))?;
         // `{{-` and `-}}` take the white space away.
@@ -66,14 +67,14 @@ fn parse(rest: &mut &str) -> Result<(Vec<Part>, End), TemplateError> {
         let mut words = words(action)?;
         match words.first().map(String::as_str) {
             None => return Err(TemplateError("missing value for command".to_owned())),
-            Some("end") => return Ok((parts, End::End)),
-            Some("else") => return Ok((parts, End::Else)),
+            Some("end") => return Ok((parts, Stop::End)),
+            Some("else") => return Ok((parts, Stop::Else)),
             Some(keyword @ ("range" | "if")) => {
                 let is_range = keyword == "range";
                 words.remove(0);
                 let (body, end) = parse(rest)?;
-                let (otherwise, end) = if matches!(end, End::Else) { parse(rest)? } else { (Vec::new(), end) };
-                if !matches!(end, End::End) {
+                let (otherwise, end) = if matches!(end, Stop::Else) { parse(rest)? } else { (Vec::new(), end) };
+                if !matches!(end, Stop::End) {
                     return Err(TemplateError("unexpected EOF".to_owned()));
                 }
                 parts.push(if is_range {

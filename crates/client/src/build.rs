@@ -179,7 +179,7 @@ impl Client {
             tokio::join!(Box::pin(serving), Box::pin(solving), Box::pin(asking), Box::pin(watching));
         let exporter_response = match (response, metadata.as_ref().err()) {
             (Ok(response), _) => response,
-            (Err(ClientError::Canceled), _) if cancel.is_cancelled() => return Err(ClientError::Canceled),
+            (Err(ClientError::Canceled), _) if cancel.is_cancelled() => return Err(canceled()),
             // The build was given up because of what happened elsewhere.
             (Err(ClientError::Canceled), Some(_)) if served.is_ok() => {
                 return Err(metadata.err().unwrap_or(ClientError::Canceled));
@@ -224,6 +224,11 @@ impl Client {
             }
         }
     }
+}
+
+/// A build that was ended here, in the words of one that the daemon ended.
+fn canceled() -> ClientError {
+    ClientError::call("failed to solve")(Status::cancelled("context canceled"))
 }
 
 fn context(words: &str, err: ClientError) -> ClientError {
@@ -289,23 +294,24 @@ fn shared_locals(options: &BuildOptions) -> Result<BTreeMap<String, PathBuf>, Cl
     Ok(shared)
 }
 
+/// An import of cache as frontends read it.
+#[derive(serde::Serialize)]
+struct Import {
+    #[serde(rename = "Type", skip_serializing_if = "String::is_empty")]
+    kind: String,
+    #[serde(rename = "Attrs", skip_serializing_if = "BTreeMap::is_empty")]
+    attrs: BTreeMap<String, String>,
+}
+
 /// The frontend's options, with the imports of cache in the form in which frontends read them.
 fn frontend_attrs(options: &BuildOptions) -> BTreeMap<String, String> {
     let mut attrs = options.attrs.clone();
     if !options.cache_imports.is_empty() {
-        let entry = |import: &CacheOption| {
-            let mut entry = serde_json::Map::new();
-            if !import.kind.is_empty() {
-                entry.insert("Type".into(), import.kind.clone().into());
-            }
-            if !import.attrs.is_empty() {
-                let attrs = import.attrs.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
-                entry.insert("Attrs".into(), serde_json::Value::Object(attrs));
-            }
-            serde_json::Value::Object(entry)
-        };
-        let list: Vec<_> = options.cache_imports.iter().map(entry).collect();
-        attrs.insert("cache-imports".to_owned(), serde_json::Value::Array(list).to_string());
+        let entry = |import: &CacheOption| Import { kind: import.kind.clone(), attrs: import.attrs.clone() };
+        let list: Vec<Import> = options.cache_imports.iter().map(entry).collect();
+        // Maps of texts always have a JSON form.
+        let json = serde_json::to_string(&list).unwrap_or_default();
+        attrs.insert("cache-imports".to_owned(), json);
     }
     attrs
 }

@@ -2,6 +2,8 @@
 //!
 //! The types serialise to the JSON that BuildKit's clients write: `--progress=rawjson`, `--trace`.
 
+use std::collections::BTreeMap;
+
 use castor_progress::Timestamp;
 use castor_proto::{control, pb};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -150,9 +152,78 @@ pub struct SourceInfo {
     /// The text.
     #[serde(with = "base64", skip_serializing_if = "bytes::Bytes::is_empty")]
     pub data: bytes::Bytes,
+    /// Where it comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Definition>,
     /// Its language.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub language: String,
+}
+
+/// The definition of a text's origin.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Definition {
+    /// Its operations.
+    #[serde(with = "base64_list", skip_serializing_if = "Vec::is_empty")]
+    pub def: Vec<bytes::Bytes>,
+    /// What is known of them, by their digests.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, OpMetadata>,
+    /// The texts that they come from in their turn.
+    #[serde(rename = "Source", skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// What is known of an operation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OpMetadata {
+    /// It runs whatever is in the cache.
+    #[serde(skip_serializing_if = "is_false")]
+    pub ignore_cache: bool,
+    /// What people and frontends say of it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub description: BTreeMap<String, String>,
+    /// What it asks of the daemon.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub caps: BTreeMap<String, bool>,
+    /// The group it is shown in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress_group: Option<Group>,
+}
+
+/// Where operations come from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    /// Places, by the operation's digest.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub locations: BTreeMap<String, Locations>,
+    /// The texts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub infos: Vec<SourceInfo>,
+}
+
+/// The places of an operation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Locations {
+    /// Each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locations: Vec<Location>,
+}
+
+/// A place.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Location {
+    /// Which text.
+    #[serde(rename = "sourceIndex", skip_serializing_if = "is_zero_32")]
+    pub source_index: i32,
+    /// Where in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<Range>,
 }
 
 /// A range of a text.
@@ -192,7 +263,6 @@ impl From<control::StatusResponse> for SolveStatus {
 
 impl From<control::Vertex> for Vertex {
     fn from(vertex: control::Vertex) -> Self {
-        let group = |group: pb::ProgressGroup| Group { id: group.id, name: group.name, weak: group.weak };
         Self {
             digest: vertex.digest,
             inputs: vertex.inputs,
@@ -201,7 +271,7 @@ impl From<control::Vertex> for Vertex {
             completed: vertex.completed.map(timestamp),
             cached: vertex.cached,
             error: vertex.error,
-            group: vertex.progress_group.map(group),
+            group: vertex.progress_group.map(Group::from),
         }
     }
 }
@@ -234,18 +304,64 @@ impl From<control::VertexLog> for VertexLog {
 
 impl From<control::VertexWarning> for VertexWarning {
     fn from(warning: control::VertexWarning) -> Self {
-        let source =
-            |info: pb::SourceInfo| SourceInfo { filename: info.filename, data: info.data, language: info.language };
-        let position = |at: pb::Position| Position { line: at.line, character: at.character };
-        let range = |range: pb::Range| Range { start: range.start.map(position), end: range.end.map(position) };
         Self {
             vertex: warning.vertex,
             level: warning.level,
             short: warning.short,
             detail: warning.detail,
             url: warning.url,
-            source: warning.info.map(source),
-            ranges: warning.ranges.into_iter().map(range).collect(),
+            source: warning.info.map(SourceInfo::from),
+            ranges: warning.ranges.into_iter().map(Range::from).collect(),
+        }
+    }
+}
+
+impl From<pb::Range> for Range {
+    fn from(range: pb::Range) -> Self {
+        let position = |at: pb::Position| Position { line: at.line, character: at.character };
+        Self { start: range.start.map(position), end: range.end.map(position) }
+    }
+}
+
+impl From<pb::ProgressGroup> for Group {
+    fn from(group: pb::ProgressGroup) -> Self {
+        Self { id: group.id, name: group.name, weak: group.weak }
+    }
+}
+
+impl From<pb::SourceInfo> for SourceInfo {
+    fn from(info: pb::SourceInfo) -> Self {
+        Self {
+            filename: info.filename,
+            data: info.data,
+            definition: info.definition.map(Definition::from),
+            language: info.language,
+        }
+    }
+}
+
+impl From<pb::Definition> for Definition {
+    fn from(definition: pb::Definition) -> Self {
+        let metadata = |metadata: pb::OpMetadata| OpMetadata {
+            ignore_cache: metadata.ignore_cache,
+            description: metadata.description,
+            caps: metadata.caps,
+            progress_group: metadata.progress_group.map(Group::from),
+        };
+        let location = |location: pb::Location| Location {
+            source_index: location.source_index,
+            ranges: location.ranges.into_iter().map(Range::from).collect(),
+        };
+        let locations =
+            |list: pb::Locations| Locations { locations: list.locations.into_iter().map(location).collect() };
+        let source = |source: pb::Source| Source {
+            locations: source.locations.into_iter().map(|(digest, list)| (digest, locations(list))).collect(),
+            infos: source.infos.into_iter().map(SourceInfo::from).collect(),
+        };
+        Self {
+            def: definition.def,
+            metadata: definition.metadata.into_iter().map(|(digest, value)| (digest, metadata(value))).collect(),
+            source: definition.source.map(source),
         }
     }
 }

@@ -97,6 +97,11 @@ impl<W: Write> Display<W> {
         Self { kind: Kind::plain(), out, limit: rate().1, last_drawn: None }
     }
 
+    /// What it draws on.
+    pub fn into_inner(self) -> W {
+        self.out
+    }
+
     /// Draws all that comes until its end, then what is left to say. The warnings are returned.
     pub async fn run(&mut self, mut updates: mpsc::Receiver<SolveStatus>) -> io::Result<Vec<VertexWarning>>
     where
