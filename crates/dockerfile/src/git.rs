@@ -48,6 +48,52 @@ pub(crate) fn unescape(text: &str, plus: bool) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+fn escape_path(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"$&+,/:;=@-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// Letters beyond ASCII as Go writes them in hosts.
+fn escape_letters(text: &str) -> String {
+    text.bytes().map(|b| if b < 0x80 { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// Whether every `%` escapes something.
+fn is_escaped(text: &str) -> bool {
+    text.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
+}
+
+/// Whether Go's parser takes what is behind a URL's scheme.
+pub(crate) fn is_legal_url(rest: &str) -> bool {
+    let before_query = rest.split(['?', '#']).next().unwrap_or(rest);
+    let (authority, path) = before_query.split_at(before_query.find('/').unwrap_or(before_query.len()));
+    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let in_user = |b: u8| b.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&b);
+    let (name, port) = match host.strip_prefix('[') {
+        Some(v6) => match v6.rsplit_once(']') {
+            Some((name, port)) => (name, port.strip_prefix(':').unwrap_or(port)),
+            None => return false,
+        },
+        None => host.rsplit_once(':').unwrap_or((host, "")),
+    };
+    let in_host = |b: u8| b.is_ascii_alphanumeric() || b >= 0x80 || b"-_.~!$&'()*+,;=:<>\"".contains(&b);
+    !rest.bytes().any(|b| b < 0x20 || b == 0x7f)
+        && user.bytes().all(in_user)
+        && name.bytes().all(in_host)
+        && port.bytes().all(|b| b.is_ascii_digit())
+        && is_escaped(path)
+}
+
 impl GitRef {
     /// Reads a git reference; `None` if the text is none, an error if it is one and makes no sense.
     pub(crate) fn parse(text: &str) -> Option<Result<Self, String>> {
@@ -66,6 +112,9 @@ impl GitRef {
         {
             let scheme = scheme.to_lowercase();
             (git, query, fragment) = Self::from_url(&scheme, rest);
+            if !is_legal_url(rest) {
+                return None;
+            }
             match scheme.as_str() {
                 "http" | "https" if !git.path.ends_with(".git") => return None,
                 "http" | "https" | "ssh" | "git" => {}
@@ -90,11 +139,15 @@ impl GitRef {
         let at = rest.find('/').unwrap_or(rest.len());
         let (authority, path) = rest.split_at(at);
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let decoded = unescape(path, false);
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b"$&+,/:;=@!'()*[]%-_.~".contains(&b);
+        // A path with what must be escaped is escaped anew.
+        let path = if path.bytes().all(legal) { path.to_owned() } else { escape_path(&decoded) };
         let git = Self {
             scheme: scheme.to_owned(),
             host: host.to_owned(),
-            path: unescape(path, false),
-            remote: format!("{scheme}://{rest}"),
+            path: decoded,
+            remote: format!("{scheme}://{}{path}", escape_letters(authority)),
             ..Self::default()
         };
         (git, query.to_owned(), unescape(fragment, false))
@@ -104,6 +157,10 @@ impl GitRef {
         let mut seen: Vec<String> = Vec::new();
         let (mut tag, mut branch) = (String::new(), String::new());
         for part in query.split('&').filter(|part| !part.is_empty()) {
+            // Go leaves out what it cannot read.
+            if part.contains(';') || !is_escaped(part) {
+                continue;
+            }
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             let (key, value) = (unescape(key, true), unescape(value, true));
             if seen.contains(&key) {

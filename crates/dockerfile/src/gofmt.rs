@@ -148,27 +148,40 @@ pub(crate) fn parse_bool(text: &str) -> Option<bool> {
 
 /// `strconv.ParseInt(text, 10, bits)`; the error is its text.
 pub(crate) fn parse_int(text: &str, bits: u32) -> Result<i64, String> {
-    number_error("ParseInt", text, text.strip_prefix(['+', '-']).unwrap_or(text))?;
+    let (negative, digits) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let value = i128::try_from(digits_value("ParseInt", text, digits, bits)?).unwrap_or(i128::MAX);
+    let value = if negative { -value } else { value };
     let limit = 1_i128 << (bits - 1);
-    match text.parse::<i128>() {
-        Ok(value) if (-limit..limit).contains(&value) => {
-            i64::try_from(value).map_err(|_| out_of_range("ParseInt", text))
-        }
+    match i64::try_from(value) {
+        Ok(number) if (-limit..limit).contains(&value) => Ok(number),
         _ => Err(out_of_range("ParseInt", text)),
     }
 }
 
 /// `strconv.ParseUint(text, 10, 64)`; the error is its text.
 pub(crate) fn parse_uint(text: &str) -> Result<u64, String> {
-    number_error("ParseUint", text, text)?;
-    text.parse().map_err(|_| out_of_range("ParseUint", text))
+    let value = digits_value("ParseUint", text, text, 64)?;
+    u64::try_from(value).map_err(|_| out_of_range("ParseUint", text))
 }
 
-fn number_error(function: &str, text: &str, digits: &str) -> Result<(), String> {
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(format!("strconv.{function}: parsing {}: invalid syntax", quote(text)));
+/// Reads digits one by one: what is too large is that before a later character is no digit.
+fn digits_value(function: &str, text: &str, digits: &str, bits: u32) -> Result<u128, String> {
+    let invalid = || format!("strconv.{function}: parsing {}: invalid syntax", quote(text));
+    if digits.is_empty() {
+        return Err(invalid());
     }
-    Ok(())
+    let mut value = 0_u128;
+    for c in digits.chars() {
+        value = value * 10 + u128::from(c.to_digit(10).ok_or_else(invalid)?);
+        if value >= 1 << bits {
+            return Err(out_of_range(function, text));
+        }
+    }
+    Ok(value)
 }
 
 fn out_of_range(function: &str, text: &str) -> String {
@@ -189,7 +202,7 @@ pub(crate) fn csv(line: &str) -> Result<Vec<String>, String> {
         let Some(quoted) = rest.strip_prefix('"') else {
             let field = rest.split(',').next().unwrap_or(rest);
             if let Some(position) = field.find('"') {
-                return error(at + position, "bare \" in non-quoted field");
+                return error(at + position, "bare \" in non-quoted-field");
             }
             fields.push(field.to_owned());
             at += field.len() + 1;
@@ -263,7 +276,7 @@ mod tests {
         assert_eq!(read("a,b=c,").unwrap(), ["a", "b=c", ""]);
         assert_eq!(read("\"a,\"\"b\"\"\",c").unwrap(), ["a,\"b\"", "c"]);
         assert_eq!(read("").unwrap_err(), "EOF");
-        assert_eq!(read("a\"b").unwrap_err(), "parse error on line 1, column 2: bare \" in non-quoted field");
+        assert_eq!(read("a\"b").unwrap_err(), "parse error on line 1, column 2: bare \" in non-quoted-field");
         assert!(read("\"a").is_err());
         assert!(read("\"a\"b").is_err());
     }

@@ -68,6 +68,7 @@ impl Lexer {
             depth: 0,
             env,
             raw_escapes: self.raw_escapes,
+            clobbered: false,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         };
@@ -106,6 +107,8 @@ struct Walk<'a> {
     depth: usize,
     env: &'a Env,
     raw_escapes: bool,
+    /// The word under construction was lost; see [`Walk::until`].
+    clobbered: bool,
     matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
 }
@@ -166,6 +169,10 @@ impl Walk<'_> {
     }
 
     /// Processes up to a character, which is taken too; `None` is the end.
+    ///
+    /// BuildKit builds words in one buffer, whatever the depth: where a substitution has a word of its own, what was
+    /// in the buffer before it is lost. It shows where texts are split into words (`EXPOSE 80${X:-1}` exposes 1), and
+    /// in what counts as a heredoc.
     fn until(&mut self, stop: Option<char>, raw_escapes: bool) -> Text<(String, Vec<String>)> {
         let outer = std::mem::replace(&mut self.raw_escapes, raw_escapes);
         self.depth += 1;
@@ -176,6 +183,7 @@ impl Walk<'_> {
         };
         self.depth -= 1;
         self.raw_escapes = outer;
+        self.clobbered = true;
         result
     }
 
@@ -190,11 +198,13 @@ impl Walk<'_> {
             match c {
                 '$' => {
                     let text = self.dollar()?;
+                    self.lose(&mut words);
                     text.chars().for_each(|c| words.push(c));
                     result.push_str(&text);
                 }
                 '\'' | '"' if !self.lexer.skip_quotes => {
                     let text = if c == '"' { self.double_quotes()? } else { self.single_quotes()? };
+                    self.lose(&mut words);
                     words.push_raw_text(&text);
                     result.push_str(&text);
                 }
@@ -223,6 +233,13 @@ impl Walk<'_> {
         match stop {
             Some(stop) => Err(format!("unexpected end of statement while looking for matching {stop}")),
             None => Ok((result, words.finish())),
+        }
+    }
+
+    /// Forgets the word under construction, if a substitution took its buffer.
+    fn lose(&mut self, words: &mut Words) {
+        if std::mem::take(&mut self.clobbered) {
+            words.word.clear();
         }
     }
 
@@ -468,6 +485,14 @@ mod tests {
         let (_, expanded) = lexer.expand("$A$B${C:-$A}", &env());
         assert_eq!(expanded.text, "foofoo");
         assert_eq!(expanded.unmatched.into_iter().collect::<Vec<_>>(), ["B", "C"]);
+    }
+
+    #[test]
+    fn words_lose_what_is_before_a_substitution_with_a_word() {
+        let words = |text| Lexer::new('\\').words(text, &env()).unwrap();
+        assert_eq!(words("a 80${X:-1}x"), ["a", "1x"]);
+        assert_eq!(words("80\"${X:-1}\""), ["1"]);
+        assert_eq!(words("80$A"), ["80foo"]);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) fn search<'a>(
             best = (distance, Some(option));
         }
     }
-    let found = best.1?;
+    let found = best.1.filter(|found| !found.is_empty())?;
     if case_sensitive {
         return Some(found);
     }

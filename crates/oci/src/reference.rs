@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Digest, DigestError};
+use crate::Digest;
 
 /// A normalised image reference: it always has a host and a path, and a tag, a digest or both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,9 +26,18 @@ pub enum ReferenceError {
     /// The repository's name is over 255 characters.
     #[error("repository name must not be more than 255 characters")]
     TooLong,
-    /// The part behind `@` is no digest.
-    #[error(transparent)]
-    Digest(#[from] DigestError),
+    /// An image ID where a name is wanted.
+    #[error("invalid repository name ({0}), cannot specify 64-byte hexadecimal strings")]
+    Id(String),
+    /// The digest has another length than its algorithm says.
+    #[error("invalid checksum digest length")]
+    DigestLength,
+    /// The digest is not in lower-case hex digits.
+    #[error("invalid checksum digest format")]
+    DigestFormat,
+    /// A digest by an algorithm other than sha256.
+    #[error("unsupported digest algorithm")]
+    DigestAlgorithm,
 }
 
 impl Reference {
@@ -100,13 +109,29 @@ impl FromStr for Reference {
 
     /// Parses and normalises: `golang` is `docker.io/library/golang:latest`.
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest.parse()?)),
-            None => (text, None),
+        if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(ReferenceError::Id(text.to_owned()));
+        }
+        let is_host =
+            |part: &str| part.contains(['.', ':']) || part == "localhost" || part.chars().any(char::is_uppercase);
+        let (host, remainder) = match text.split_once('/') {
+            Some((host, remainder)) if is_host(host) => (host, remainder),
+            _ => ("docker.io", text),
         };
-        let (name, tag) = match rest.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-            _ => (rest, None),
+        let host = if host == "index.docker.io" { "docker.io" } else { host };
+        let short = host == "docker.io" && !remainder.contains('/');
+        let remainder = if short { format!("library/{remainder}") } else { remainder.to_owned() };
+        let name = remainder.split(':').next().unwrap_or_default();
+        if name != name.to_lowercase() {
+            return Err(ReferenceError::Uppercase(name.to_owned()));
+        }
+        let (rest, digest) = match remainder.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest)),
+            None => (remainder.as_str(), None),
+        };
+        let (path, tag) = match rest.rsplit_once(':') {
+            Some((path, tag)) if !tag.contains('/') => (path.to_owned(), Some(tag)),
+            _ => (rest.to_owned(), None),
         };
         if let Some(tag) = tag {
             let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
@@ -119,30 +144,41 @@ impl FromStr for Reference {
                 return Err(ReferenceError::Format);
             }
         }
-        let is_host =
-            |part: &str| part.contains(['.', ':']) || part == "localhost" || part.chars().any(char::is_uppercase);
-        let (host, path) = match name.split_once('/') {
-            Some((host, path)) if is_host(host) => (host, path.to_owned()),
-            Some(_) => ("docker.io", name.to_owned()),
-            None => ("docker.io", format!("library/{name}")),
-        };
-        let host = if host == "index.docker.io" { "docker.io" } else { host };
-        let path = if host == "docker.io" && !path.contains('/') { format!("library/{path}") } else { path };
-        if path.chars().any(char::is_uppercase) {
-            return Err(ReferenceError::Uppercase(path));
+        // A host that is none may still be the first part of a path.
+        if !(legal_host(host) || legal_component(host)) || !path.split('/').all(legal_component) {
+            return Err(ReferenceError::Format);
         }
-        if !legal_host(host) || !path.split('/').all(legal_component) {
+        if digest.is_some_and(|digest| !looks_like_digest(digest)) {
             return Err(ReferenceError::Format);
         }
         if host.len() + path.len() >= 255 {
             return Err(ReferenceError::TooLong);
         }
+        let digest = digest.map(parse_digest).transpose()?;
         let tag = match (tag, &digest) {
             (Some(tag), _) => Some(tag.to_owned()),
             (None, Some(_)) => None,
             (None, None) => Some("latest".to_owned()),
         };
         Ok(Self { host: host.to_owned(), path, tag, digest })
+    }
+}
+
+/// What may stand behind `@`: an algorithm and 32 hex digits at least.
+fn looks_like_digest(text: &str) -> bool {
+    let Some((algorithm, value)) = text.split_once(':') else { return false };
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphabetic()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    algorithm.split(['-', '_', '+', '.']).all(part) && value.len() >= 32 && value.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn parse_digest(text: &str) -> Result<Digest, ReferenceError> {
+    let (algorithm, value) = text.split_once(':').unwrap_or((text, ""));
+    match algorithm {
+        "sha256" if value.len() != 64 => Err(ReferenceError::DigestLength),
+        "sha256" => text.parse().map_err(|_| ReferenceError::DigestFormat),
+        _ => Err(ReferenceError::DigestAlgorithm),
     }
 }
 
@@ -212,5 +248,17 @@ mod tests {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
         assert!(matches!("a/B".parse::<Reference>(), Err(ReferenceError::Uppercase(_))));
+        let zeros = "0".repeat(64);
+        for (text, want) in [
+            (zeros.clone(), ReferenceError::Id(zeros.clone())),
+            (format!("a@sha256:{}", &zeros[..63]), ReferenceError::DigestLength),
+            (format!("a@sha256:{}", "A".repeat(64)), ReferenceError::DigestFormat),
+            (format!("a@md5:{zeros}"), ReferenceError::DigestAlgorithm),
+            ("a@sha256:1".to_owned(), ReferenceError::Format),
+            ("a.b@x/c".to_owned(), ReferenceError::Format),
+        ] {
+            assert_eq!(text.parse::<Reference>(), Err(want), "{text}");
+        }
+        assert!("a.b_c/d".parse::<Reference>().is_ok());
     }
 }

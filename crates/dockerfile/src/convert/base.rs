@@ -54,15 +54,24 @@ impl Converter<'_> {
                 stage.dispatched |= stage.is_source;
                 continue;
             }
-            wanted.push(self.want(position, needed)?);
+            wanted.push(self.want(position, needed));
         }
-        let found = {
+        let mut found = {
             let this = &*self;
-            join_all(wanted.iter().map(|wanted| this.look_up(wanted))).await
+            let look_up = |wanted: Result<Wanted>| async move {
+                let wanted = wanted?;
+                let location = &this.stages[wanted.stage].stage.location;
+                let base = this.look_up(&wanted).await.map_err(|error| error.at(location))?;
+                Ok::<_, DockerfileError>((wanted, base))
+            };
+            join_all(wanted.into_iter().map(look_up)).await
         };
-        for (wanted, found) in wanted.into_iter().zip(found) {
-            let location = self.stages[wanted.stage].stage.location.clone();
-            let base = found.map_err(|error| error.at(&location))?;
+        // Of several that fail BuildKit tells of the last, as it starts that one first.
+        if let Some(Err(_)) = found.last() {
+            found.rotate_right(1);
+        }
+        for found in found {
+            let (wanted, base) = found?;
             self.set_base(wanted, base);
         }
         Ok(())

@@ -74,6 +74,9 @@ fn is_symbolic_mode(text: &str) -> bool {
 /// The last part of a URL's path, for the file's name.
 fn file_name(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    if !crate::git::is_legal_url(rest) {
+        return "__unnamed__".into();
+    }
     let rest = rest.split(['?', '#']).next().unwrap_or(rest);
     let path = rest.find('/').map_or("", |at| &rest[at..]);
     let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
@@ -205,13 +208,9 @@ impl Converter<'_> {
             let file = file_name(path);
             let checksum = match copy.checksum.as_str() {
                 "" => None,
-                text => Some(text.parse::<Digest>().map_err(|error| DockerfileError::new(error.to_string()))?),
+                text => Some(parse_checksum(text)?),
             };
-            let http = HttpOptions {
-                checksum: checksum.map(|digest| digest.to_string()),
-                filename: file.clone(),
-                ..HttpOptions::default()
-            };
+            let http = HttpOptions { checksum, filename: file.clone(), ..HttpOptions::default() };
             let constraints = Constraints::new().name(name).describe("com.docker.dockerfile.v1.command", "");
             let from = State::http(path, &http, constraints);
             let unpack = copy.unpack == Some(true);
@@ -282,6 +281,37 @@ fn check_checksum(copy: &CopyFiles) -> Result<()> {
         [_] => refuse("checksum requires HTTP(S) or Git sources"),
         _ => refuse("checksum can't be specified for multiple sources"),
     }
+}
+
+/// A digest, of any algorithm that BuildKit knows.
+fn parse_checksum(text: &str) -> Result<String> {
+    let (algorithm, value) = text.split_once(':').unwrap_or(("", ""));
+    if algorithm.is_empty() || value.is_empty() {
+        return refuse("invalid checksum digest format");
+    }
+    let length = match algorithm {
+        "sha256" => 64,
+        "sha384" => 96,
+        "sha512" => 128,
+        _ => {
+            let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+            let mut parts = algorithm.split(['.', '+', '_', '-']);
+            let named = parts.all(|part| !part.is_empty() && part.bytes().all(lower));
+            let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-');
+            return refuse(if named && value.bytes().all(legal) {
+                "unsupported digest algorithm"
+            } else {
+                "invalid checksum digest format"
+            });
+        }
+    };
+    if value.len() != length {
+        return refuse("invalid checksum digest length");
+    }
+    if !value.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return refuse("invalid checksum digest format");
+    }
+    Ok(text.to_owned())
 }
 
 fn git_source(copy: &CopyFiles, mut git: GitRef, name: &str) -> Result<State> {

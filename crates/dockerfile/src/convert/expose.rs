@@ -35,16 +35,30 @@ fn split(text: &str) -> (&str, &str, &str) {
 
 impl Converter<'_> {
     pub(super) fn expose(&mut self, step: &Step<'_>, ports: &[String]) -> Result<()> {
-        let mut exposed = Vec::new();
+        let mut words = Vec::new();
         for port in ports {
-            for word in self.lexer.words(port, self.state(step.stage).get_env())? {
-                ports_of(step, &word, &mut exposed)?;
-            }
+            words.extend(self.lexer.words(port, self.state(step.stage).get_env())?);
+        }
+        let mut exposed = Vec::new();
+        for word in &words {
+            ports_of(step, word, &mut exposed)?;
         }
         let config = &mut self.stages[step.stage].image.config;
         config.exposed_ports.extend(exposed.iter().map(|port| (port.clone(), serde_json::json!({}))));
         self.commit(step.stage, &format!("EXPOSE {}", gofmt::list(&exposed)));
         Ok(())
+    }
+}
+
+/// What is in the brackets of an IPv6 address; the error is that of Go's `net.SplitHostPort`.
+fn unbracketed(ip: &str) -> Result<&str, String> {
+    let refuse = |what: &str| Err(format!("address {ip}:: {what}"));
+    let Some(end) = ip.find(']') else { return refuse("missing ']' in address") };
+    match &ip[end + 1..] {
+        "" if ip[1..end].contains('[') => refuse("unexpected '[' in address"),
+        "" => Ok(&ip[1..end]),
+        rest if rest.starts_with(':') => refuse("too many colons in address"),
+        _ => refuse("missing port in address"),
     }
 }
 
@@ -69,7 +83,11 @@ fn ports_of(step: &Step<'_>, text: &str, exposed: &mut Vec<String>) -> Result<()
         let text = format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{text}'");
         step.linter.report(Rule::ExposeInvalidFormat, step.location(), text);
     }
-    let address = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
+    let address = if ip.starts_with('[') {
+        unbracketed(ip).map_err(|error| DockerfileError::new(format!("invalid IP address {ip}: {error}")))?
+    } else {
+        ip
+    };
     if !ip.is_empty() && address.parse::<std::net::IpAddr>().is_err() {
         return refuse(format!("invalid IP address: {address}"));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use castor_llb::State;
-use castor_llb::op::{CacheSharing, CdiDevice, NetMode, SecurityMode};
+use castor_llb::op::{CacheSharing, NetMode, SecurityMode};
 use castor_llb::state::{Action, Constraints, Env, MountOptions, Owner, Run, SecretOptions, SshOptions, clean, join};
 
 use super::dispatch::{Step, with_arguments};
@@ -113,6 +113,11 @@ impl Converter<'_> {
 
     /// Limits of the process. What the daemon cannot do is refused, not dropped.
     fn limits(&self, process: &RunProcess, run: &mut Run) -> Result<()> {
+        if !process.devices.is_empty() {
+            return Err(DockerfileError::new(
+                "device feature is only supported in Dockerfile frontend 1.14.0-labs or later",
+            ));
+        }
         let options = self.options;
         let need = |wanted: bool, what: &str, cap: &str| {
             if wanted && !self.request.caps.contains(cap) {
@@ -122,13 +127,6 @@ impl Converter<'_> {
         };
         if need(!options.ulimits.is_empty(), "option ulimit", "exec.meta.ulimit")? {
             run.ulimits = options.ulimits.iter().map(|limit| (limit.name.clone(), limit.soft, limit.hard)).collect();
-        }
-        if need(!process.devices.is_empty(), "RUN --device", "exec.meta.cdi")? {
-            run.cdi_devices = process
-                .devices
-                .iter()
-                .map(|(name, required)| CdiDevice { name: name.clone(), optional: !required })
-                .collect();
         }
         if need(options.shm_size > 0, "option shm-size", "exec.mount.tmpfs.size")? {
             let mount = MountOptions { tmpfs: Some(options.shm_size), ..MountOptions::default() };

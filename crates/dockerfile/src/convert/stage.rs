@@ -62,12 +62,15 @@ pub(super) struct StageState {
 
 impl StageState {
     fn new(stage: Stage, paths: usize) -> Self {
+        let mut image = ImageConfig::default();
+        // What a context replaces has no root file system to speak of.
+        image.rootfs.kind.clear();
         Self {
             label: stage.name.clone(),
             stage,
             commands: Vec::new(),
             state: State::scratch(),
-            image: ImageConfig::default(),
+            image,
             base_image: None,
             context: None,
             platform: None,
@@ -158,7 +161,9 @@ impl Converter<'_> {
             return Err(DockerfileError::new(message).at(&stage.location).suffix(&hint()));
         }
         platform::parse(&text).map(Some).map_err(|error| {
+            // BuildKit names the place twice here.
             DockerfileError::new(format!("failed to parse platform {}: {error}{}", stage.platform, hint()))
+                .at(&stage.location)
                 .at(&stage.location)
         })
     }

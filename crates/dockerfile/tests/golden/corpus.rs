@@ -48,7 +48,7 @@ impl MetaResolver for Resolver {
             _ => format!("{repository}-{tag}.config.json"),
         };
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/base").join(file);
-        let config = std::fs::read(path)?;
+        let config = std::fs::read(path).map_err(|_| missing())?;
         Ok(ResolvedImage { reference: image.reference.clone(), digest: Some(digest), config })
     }
 

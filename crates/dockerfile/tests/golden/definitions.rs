@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use castor_dockerfile::{Options, platform};
+use castor_dockerfile::{Options, Target, platform};
 use castor_llb::CapSet;
 use castor_llb::{Definition, Graph, Limits};
 use castor_proto::pb;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::corpus::{Resolver, read, report, run};
 
 #[derive(Deserialize)]
-struct Expected {
+pub struct Expected {
     /// `None`: the result is scratch.
     definition: Option<String>,
     config: Option<Value>,
@@ -81,6 +81,38 @@ fn compare(got: &Definition, want: &str) -> Option<String> {
     None
 }
 
+/// How a target differs from what BuildKit made.
+pub fn compare_target(target: &Target, want: &Expected) -> Option<String> {
+    match &want.definition {
+        Some(want) => {
+            if let Some(what) = compare(&target.definition, want) {
+                return Some(what);
+            }
+            let decoded = Graph::decode_with(&target.definition.to_pb(), &Limits::default(), &CapSet::buildkit());
+            if let Err(error) = decoded {
+                return Some(format!("does not decode: {error}"));
+            }
+        }
+        None if !target.definition.is_empty() => return Some("has ops, want scratch".into()),
+        None => {}
+    }
+    let normal = |config: &Value| {
+        let mut config = config.clone();
+        // Go writes an empty list of layers as null; whoever exports the image replaces it.
+        if config["rootfs"]["diff_ids"].is_null() {
+            config["rootfs"]["diff_ids"] = Value::Array(Vec::new());
+        }
+        config
+    };
+    let config = serde_json::to_value(&target.config).unwrap();
+    if let Some(want) = want.config.as_ref().map(normal).filter(|want| *want != config) {
+        return Some(format!("config {config}\n  want {want}"));
+    }
+    let base = target.base_config.as_ref().map(|base| serde_json::to_value(base).unwrap());
+    let want = want.base.as_ref().map(normal);
+    (base != want).then(|| format!("base {base:?}\nwant {want:?}"))
+}
+
 fn differs(case: &Case) -> Option<String> {
     let options = Options::from_attrs(&case.attrs, &case.session, BTreeMap::new()).unwrap();
     let resolver = Resolver { ignore: case.ignore.clone() };
@@ -104,32 +136,8 @@ fn differs(case: &Case) -> Option<String> {
             Ok(target) => target,
             Err(error) => return Some(format!("error {error}")),
         };
-        match &want.definition {
-            Some(want) => {
-                if let Some(what) = compare(&target.definition, want) {
-                    return Some(format!("{key} {what}"));
-                }
-                let decoded = Graph::decode_with(&target.definition.to_pb(), &Limits::default(), &CapSet::buildkit());
-                if let Err(error) = decoded {
-                    return Some(format!("{key} does not decode: {error}"));
-                }
-            }
-            None if !target.definition.is_empty() => return Some(format!("{key} has ops, want scratch")),
-            None => {}
-        }
-        let config = serde_json::to_value(&target.config).unwrap();
-        if let Some(mut want) = want.config.clone() {
-            // Go writes an empty list of layers as null; whoever exports the image replaces it.
-            if want["rootfs"]["diff_ids"].is_null() {
-                want["rootfs"]["diff_ids"] = Value::Array(Vec::new());
-            }
-            if want != config {
-                return Some(format!("{key} config {config}\n     want {want}"));
-            }
-        }
-        let base = target.base_config.map(|base| serde_json::to_value(base).unwrap());
-        if base != want.base {
-            return Some(format!("{key} base {base:?}\n     want {:?}", want.base));
+        if let Some(what) = compare_target(&target, want) {
+            return Some(format!("{key} {what}"));
         }
         if case.epoch != target.epoch {
             return Some(format!("epoch {:?}, want {:?}", target.epoch, case.epoch));

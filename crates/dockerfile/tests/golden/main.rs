@@ -10,4 +10,5 @@ mod corpus;
 mod definitions;
 mod errors;
 mod expand;
+mod frontend;
 mod ignored;

@@ -218,11 +218,11 @@ impl State {
         attrs.insert("git.authheadersecret".into(), "GIT_AUTH_HEADER".into());
         if let Some(hosts) = &options.known_ssh_hosts {
             attrs.insert("git.knownsshhosts".into(), hosts.clone());
-            constraints = constraints.with_cap("source.git.knownsshhosts");
         }
         if let Some(agent) = &options.mount_ssh_sock {
             attrs.insert("git.mountsshsock".into(), agent.clone());
-            constraints = constraints.with_cap("source.git.mountsshsock");
+            // Both go with ssh, whether hosts are known or not.
+            constraints = constraints.with_cap("source.git.knownsshhosts").with_cap("source.git.mountsshsock");
         }
         Self::source(format!("git://{}", options.identifier), attrs, constraints, None)
     }
