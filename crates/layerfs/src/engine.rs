@@ -137,15 +137,15 @@ impl LayerEngine {
         let gate = shared.gate(source.descriptor.digest);
         let _one = gate.lock().await;
         let blob = source.descriptor.digest;
-        let toc = match source.want {
-            Lazy::Never => None,
-            Lazy::Prefer | Lazy::Require => crate::open::toc_of(&source),
-        };
-        if let Some(toc) = toc
+        if let Some(toc) = crate::open::toc_of(&source)
             && let Some(layer) = shared.find(LayerId { blob, toc: Some(toc) }).await?
         {
-            layer.core.used_by(&source).await;
-            return Ok(layer);
+            // Who wants no lazy layer takes one that is here and verified, and so does who could not mount another.
+            let lazy = source.want != Lazy::Never && shared.modes.lazy.is_ok();
+            if lazy || (layer.is_complete() && (source.want != Lazy::Never || layer.verified().is_some())) {
+                layer.core.used_by(&source).await;
+                return Ok(layer);
+            }
         }
         // With `require`, a layer that is here because it once fell back is no way around the reason.
         if source.want != Lazy::Require
@@ -421,19 +421,24 @@ impl Shared {
     pub(crate) fn publish(self: &Arc<Self>, core: Arc<Core>, object: Object) -> Arc<Layer> {
         if let (Some(server), Some(fetcher)) = (&self.server, &object.fetcher) {
             let (tree, weak) = (object.tree.clone(), Arc::downgrade(&core));
-            let failed = Box::new(move |range: std::ops::Range<u64>, cause: &str| {
+            let told = Box::new(move |range: std::ops::Range<u64>, outcome: Result<(), &str>| {
                 let Some(core) = weak.upgrade() else { return };
-                let file = file_at(&tree, &range);
-                let image = core.origin.lock().image.clone();
-                tracing::warn!(layer = %core.id.blob, image, file, cause, "read of a lazy layer failed");
-                core.shared.errors.push(core.id, image, file, cause);
+                match outcome {
+                    Ok(()) => core.shared.errors.heal(core.id, &range),
+                    Err(cause) => {
+                        let file = file_at(&tree, &range);
+                        let image = core.origin.lock().image.clone();
+                        tracing::warn!(layer = %core.id.blob, image, file, cause, "read of a lazy layer failed");
+                        core.shared.errors.push(core.id, range, image, file, cause);
+                    }
+                }
             });
             let served = Served::new(
                 object.tree.data_size(),
                 object.data.clone(),
                 Some(fetcher.clone()),
                 self.config.read_deadline,
-                failed,
+                told,
             );
             server.add(core.number, served);
         }

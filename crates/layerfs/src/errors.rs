@@ -1,7 +1,8 @@
 //! The log of reads of lazy layers that failed: a process that got EIO cannot say why, so the build asks here.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -14,7 +15,16 @@ const REMEMBERED: usize = 1024;
 #[derive(Debug, Default)]
 pub(crate) struct ErrorLog {
     next: AtomicU64,
-    log: Mutex<VecDeque<(LayerId, ReadError)>>,
+    count: AtomicUsize,
+    log: Mutex<VecDeque<Failure>>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    layer: LayerId,
+    /// What could not be read of the layer's data.
+    range: Range<u64>,
+    error: ReadError,
 }
 
 impl ErrorLog {
@@ -23,28 +33,71 @@ impl ErrorLog {
         self.next.load(Ordering::Acquire)
     }
 
-    pub(crate) fn push(&self, layer: LayerId, image: String, file: String, cause: &str) {
+    pub(crate) fn push(&self, layer: LayerId, range: Range<u64>, image: String, file: String, cause: &str) {
         let mut log = self.log.lock();
-        let sequence = self.next.fetch_add(1, Ordering::AcqRel);
+        // The kernel asks again page by page where a larger read failed: that is one failure, the latest.
+        let again = |f: &Failure| f.layer == layer && f.error.file == file && f.error.cause == cause;
+        if let Some(place) = log.iter().rposition(again) {
+            log.remove(place);
+        }
         if log.len() >= REMEMBERED {
             log.pop_front();
         }
-        log.push_back((layer, ReadError { sequence, image, layer: layer.blob, file, cause: cause.to_owned() }));
+        let sequence = self.next.fetch_add(1, Ordering::AcqRel);
+        let error = ReadError { sequence, image, layer: layer.blob, file, cause: cause.to_owned() };
+        log.push_back(Failure { layer, range, error });
+        self.count.store(log.len(), Ordering::Release);
+    }
+
+    /// Forgets failures in `range`, which was read now: the kernel has tried again what it read ahead in vain, and the
+    /// process has its bytes.
+    pub(crate) fn heal(&self, layer: LayerId, range: &Range<u64>) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut log = self.log.lock();
+        log.retain(|f| f.layer != layer || f.range.end <= range.start || range.end <= f.range.start);
+        self.count.store(log.len(), Ordering::Release);
     }
 
     pub(crate) fn of(&self, layer: LayerId, since: u64) -> Vec<ReadError> {
         let log = self.log.lock();
-        log.iter().filter(|(id, error)| *id == layer && error.sequence >= since).map(|(_, e)| e.clone()).collect()
+        let mine = log.iter().filter(|f| f.layer == layer && f.error.sequence >= since);
+        mine.map(|f| f.error.clone()).collect()
     }
 
     pub(crate) fn take(&self, layer: LayerId) -> Vec<ReadError> {
-        let mut taken = Vec::new();
-        self.log.lock().retain(|(id, error)| {
-            if *id == layer {
-                taken.push(error.clone());
-            }
-            *id != layer
-        });
-        taken
+        let mut log = self.log.lock();
+        let (mine, others) = std::mem::take(&mut *log).into_iter().partition(|f: &Failure| f.layer == layer);
+        *log = others;
+        self.count.store(log.len(), Ordering::Release);
+        let mine: VecDeque<Failure> = mine;
+        mine.into_iter().map(|f| f.error).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use castor_oci::Digest;
+
+    use super::*;
+
+    #[test]
+    fn failures_are_told_once_until_they_heal() {
+        let log = ErrorLog::default();
+        let layer = LayerId { blob: Digest::of("a"), toc: None };
+        let push = |range, file: &str| log.push(layer, range, "image".into(), file.into(), "cause");
+        push(0..1 << 20, "/f");
+        push(0..4096, "/f");
+        let mark = log.mark();
+        assert_eq!(log.of(layer, 0).len(), 1);
+        assert!(log.of(layer, mark).is_empty());
+        push(4096..8192, "/g");
+        log.heal(layer, &(8192..12288));
+        assert_eq!(log.of(layer, 0).len(), 2);
+        log.heal(layer, &(0..8));
+        assert_eq!(log.of(layer, mark)[0].file, "/g");
+        assert_eq!(log.take(layer).len(), 1);
+        assert!(log.of(layer, 0).is_empty());
     }
 }

@@ -261,7 +261,18 @@ impl Core {
             if let Err(error) = outcome {
                 tracing::warn!(layer = %self.id, %error, "write presence of layer");
             }
-            if ended || self.complete.load(Ordering::Acquire) {
+            if self.complete.load(Ordering::Acquire) && !ended {
+                // All chunks are here: what is left of the blob is little, and makes the layer a verified one.
+                let completed = tokio::select! {
+                    () = self.scope.token().cancelled() => return,
+                    completed = crate::complete::complete(&self) => completed,
+                };
+                if let Err(error) = completed {
+                    tracing::warn!(layer = %self.id, %error, "verify a layer that is complete");
+                }
+                return;
+            }
+            if ended {
                 return;
             }
         }

@@ -23,6 +23,9 @@ use crate::unpack::with_sources;
 const TAIL: Range<u64> = 128 << 10..2 << 20;
 const TAIL_SHARE: u64 = 64;
 
+/// The reason of a layer that is eager because nobody wants it otherwise.
+pub const NOT_ASKED: &str = "lazy layers are not asked for";
+
 /// What became of the attempt to open a layer lazily.
 pub(crate) enum Attempt {
     Lazy(Arc<Layer>),
@@ -57,7 +60,7 @@ pub(crate) fn toc_of(source: &LayerSource) -> Option<Digest> {
 pub(crate) async fn attempt(shared: &Arc<Shared>, source: &LayerSource) -> Result<Attempt, LayerError> {
     let fallback = |fallback: Fallback| Ok(Attempt::Fallback(fallback));
     if source.want == Lazy::Never {
-        return fallback(Fallback::new("lazy layers are not asked for"));
+        return fallback(Fallback::new(NOT_ASKED));
     }
     if let Err(reason) = &shared.modes().lazy {
         return fallback(Fallback::new(reason.clone()));

@@ -42,8 +42,8 @@ const ROOT: u64 = 1;
 /// Files begin behind the root.
 const FIRST: u64 = 2;
 
-/// Takes a range of `data` and why reading it failed.
-type Failed = Box<dyn Fn(Range<u64>, &str) + Send + Sync>;
+/// Takes a range of `data` that was read, or why it could not be.
+type Told = Box<dyn Fn(Range<u64>, Result<(), &str>) + Send + Sync>;
 
 /// A layer that is served.
 pub(crate) struct Served {
@@ -52,21 +52,15 @@ pub(crate) struct Served {
     /// None: all of it is here.
     pub fetcher: Option<Fetcher>,
     pub deadline: Duration,
-    /// Told of every read that failed.
-    pub failed: Failed,
+    /// Told of every read.
+    pub told: Told,
     /// What readers wait for ends with it; renewed by [`Server::release`].
     parked: Mutex<CancellationToken>,
 }
 
 impl Served {
-    pub(crate) fn new(
-        size: u64,
-        data: Arc<File>,
-        fetcher: Option<Fetcher>,
-        deadline: Duration,
-        failed: Failed,
-    ) -> Self {
-        Self { size, data, fetcher, deadline, failed, parked: Mutex::default() }
+    pub(crate) fn new(size: u64, data: Arc<File>, fetcher: Option<Fetcher>, deadline: Duration, told: Told) -> Self {
+        Self { size, data, fetcher, deadline, told, parked: Mutex::default() }
     }
 }
 
@@ -190,9 +184,12 @@ fn answer(served: &Served, range: &Range<u64>, reply: ReplyData) {
             buffer.resize(length, 0);
         }
         match read(&served.data, &mut buffer[..length], range.start) {
-            Ok(got) => reply.data(&buffer[..got]),
+            Ok(got) => {
+                (served.told)(range.clone(), Ok(()));
+                reply.data(&buffer[..got]);
+            }
             Err(error) => {
-                (served.failed)(range.clone(), &format!("read data file: {error}"));
+                (served.told)(range.clone(), Err(&format!("read data file: {error}")));
                 reply.error(Errno::EIO);
             }
         }
@@ -278,7 +275,7 @@ impl Filesystem for Files {
             match outcome {
                 Ok(()) => castor_task::blocking(move || answer(&served, &range, reply)).await,
                 Err(cause) => {
-                    (served.failed)(range, &cause);
+                    (served.told)(range, Err(&cause));
                     reply.error(Errno::EIO);
                 }
             }

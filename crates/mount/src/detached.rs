@@ -128,3 +128,54 @@ pub fn bind(source: &Path, recursive: bool, read_only: bool) -> Result<Detached,
     }
     Ok(mount)
 }
+
+/// Unmounts everything that is mounted below `dir`, last mounted first: what a process left that died outside of a mount
+/// namespace of its own. Gives the places.
+pub fn unmount_below(dir: &Path) -> Result<Vec<PathBuf>, MountError> {
+    let failed = |source| MountError::new("read", "/proc/self/mountinfo", source);
+    let table = std::fs::read("/proc/self/mountinfo").map_err(failed)?;
+    let dir = dir.canonicalize().map_err(|source| MountError::new("resolve", dir.display().to_string(), source))?;
+    let mut points: Vec<PathBuf> = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(|field| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(field))))
+        .filter(|point| point.starts_with(&dir) && *point != dir)
+        .collect();
+    points.reverse();
+    for point in &points {
+        Mounted::at(point).unmount()?;
+    }
+    Ok(points)
+}
+
+/// The kernel writes blanks and backslashes of paths as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        let octal =
+            |digits: &[u8]| digits.iter().try_fold(0u8, |n, d| n.checked_mul(8)?.checked_add(d.checked_sub(b'0')?));
+        match (first, tail.get(..3).and_then(octal)) {
+            (b'\\', Some(byte)) => {
+                path.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                path.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unescape;
+
+    #[test]
+    fn paths_of_the_mount_table_are_read() {
+        assert_eq!(unescape(b"/a\\040b\\134c\\012"), b"/a b\\c\n");
+        assert_eq!(unescape(b"/plain\\"), b"/plain\\");
+    }
+}

@@ -24,7 +24,7 @@ mod root;
 mod value;
 
 pub use attr::set_attributes;
-pub use detached::{Detached, Mounted, bind};
+pub use detached::{Detached, Mounted, bind, unmount_below};
 pub use erofs::{Device, FuseMount, erofs, fuse};
 pub use error::MountError;
 pub use namespace::enter_private_namespace;

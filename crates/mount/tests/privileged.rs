@@ -134,6 +134,18 @@ fn privileged_namespace_hides_mounts() {
 }
 
 #[test]
+fn privileged_what_was_left_mounted_is_found() {
+    let dir = Dir::new("left behind");
+    let (from, at) = (dir.make("from"), dir.make("at"));
+    fs::create_dir(from.join("inner")).unwrap();
+    for target in [at.clone(), at.join("inner")] {
+        std::mem::forget(bind(&from, false, false).unwrap().attach(&target).unwrap());
+    }
+    assert_eq!(castor_mount::unmount_below(&dir.0).unwrap(), [at.join("inner"), at]);
+    assert!(castor_mount::unmount_below(&dir.0).unwrap().is_empty());
+}
+
+#[test]
 fn privileged_attributes_are_copied() {
     let dir = Dir::new("attributes");
     let (from, to) = (dir.make("from"), dir.make("to"));

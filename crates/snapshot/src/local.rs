@@ -417,6 +417,9 @@ fn tidy(root: &Path, known: &HashSet<String>) -> Result<(), SnapshotError> {
         let entries = std::fs::read_dir(dir).map_err(|e| SnapshotError::io("list", dir, e))?;
         Ok::<_, SnapshotError>(entries.filter_map(Result::ok).map(|entry| entry.path()).collect::<Vec<_>>())
     };
+    for point in castor_mount::unmount_below(root)? {
+        tracing::warn!(path = %point.display(), "unmounted what an earlier process left");
+    }
     for path in list(&root.join("mounts"))? {
         std::fs::remove_dir(&path).map_err(|e| SnapshotError::io("remove", &path, e))?;
     }
