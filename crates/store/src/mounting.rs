@@ -62,8 +62,8 @@ impl Drop for Mounting {
 pub(crate) struct Mountpoint {
     current: tokio::sync::Mutex<Current>,
     count: watch::Sender<usize>,
-    /// Whether it was ever mounted writable, by this daemon or one before.
-    written: AtomicBool,
+    /// Whether its snapshot was just made and nobody asked yet.
+    fresh: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -74,19 +74,19 @@ struct Current {
 
 impl Default for Mountpoint {
     fn default() -> Self {
-        Self { current: tokio::sync::Mutex::default(), count: watch::Sender::new(0), written: AtomicBool::new(true) }
+        Self { current: tokio::sync::Mutex::default(), count: watch::Sender::new(0), fresh: AtomicBool::new(false) }
     }
 }
 
 impl Mountpoint {
     /// Says that its snapshot was just made.
     pub(crate) fn made(&self) {
-        self.written.store(false, Ordering::Relaxed);
+        self.fresh.store(true, Ordering::Relaxed);
     }
 
-    /// Whether something can have been written to it.
-    pub(crate) fn was_mounted(&self) -> bool {
-        self.written.load(Ordering::Relaxed)
+    /// Whether its snapshot was just made; true once.
+    pub(crate) fn take_fresh(&self) -> bool {
+        self.fresh.swap(false, Ordering::Relaxed)
     }
 
     /// Waits until no mount is left.
@@ -104,9 +104,6 @@ impl Mountpoint {
         writable: bool,
     ) -> Result<Arc<Mounting>, StoreError> {
         let mut current = self.current.lock().await;
-        if writable {
-            self.written.store(true, Ordering::Relaxed);
-        }
         let slot = if writable { &mut current.writable } else { &mut current.read_only };
         if let Some(mounting) = slot.upgrade() {
             return Ok(mounting);

@@ -53,6 +53,8 @@ impl MutableRef {
     pub async fn mount(&self, cx: &Cx) -> Result<Arc<Mounting>, StoreError> {
         let rec = &self.handle.rec;
         let id = SnapshotId::new(rec.id.as_str());
+        // What it is on may have been made by a daemon before this one, or for a client that is gone.
+        ImmutableRef::new(self.inner.clone(), Some(self.handle.clone())).lower().ready(cx).await?;
         tokio::select! {
             mounting = rec.mountpoint.mount(&self.inner, Some(id), &rec.id, true) => mounting,
             () = cx.token().cancelled() => Err(StoreError::Cancelled),
@@ -87,14 +89,11 @@ impl MutableRef {
     }
 
     /// What watches a transfer into it, so that [`ImmutableRef::checksum`] need not read the files again. Changes are
-    /// relative to the record's root. Take it before the transfer, and before each.
+    /// relative to the record's root. Take one for each transfer, before anything is written.
     pub async fn observer(&self) -> Result<Arc<HashObserver>, StoreError> {
-        crate::contenthash::observer(&self.inner, &self.handle.rec, self.is_untouched()).await
-    }
-
-    /// Whether it is on nothing, and was never mounted: nothing can be in it.
-    fn is_untouched(&self) -> bool {
-        self.handle.rec.parts().is_empty() && !self.handle.rec.mountpoint.was_mounted()
+        let rec = &self.handle.rec;
+        let empty = rec.mountpoint.take_fresh() && rec.parts().is_empty();
+        crate::contenthash::observer(&self.inner, rec, empty).await
     }
 
     /// Changes what users read.

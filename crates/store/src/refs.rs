@@ -237,8 +237,11 @@ impl ImmutableRef {
     }
 
     /// The snapshot of it (made if need be) for [`castor_snapshot::Differ`] and such; `None` for scratch.
+    ///
+    /// Its layers are ready then: lazy ones can be read with `cx`'s credentials, eager ones are here.
     pub async fn snapshot(&self, cx: &Cx) -> Result<Option<SnapshotId>, StoreError> {
         self.settle().await?;
+        self.ready(cx).await?;
         let Some(rec) = self.rec() else { return Ok(None) };
         let mut known = rec.snapshot.lock().await;
         if known.is_none() {
@@ -276,6 +279,8 @@ impl ImmutableRef {
             }
             PartKind::Difference => {
                 let layer = Box::pin(crate::difference::layer(&part.record, rec, cx)).await?;
+                // Dropped before that, it would stop being unpacked.
+                layer.ready().await?;
                 Ok(Element::Layer(layer.id()))
             }
         }
@@ -312,7 +317,6 @@ impl ImmutableRef {
             // Frozen: looked at without ending its life as a writable one.
             Some(SnapshotId::new(rec.id.as_str()))
         } else {
-            self.ready(cx).await?;
             self.snapshot(cx).await?
         };
         tokio::select! {
