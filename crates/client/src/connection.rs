@@ -68,7 +68,7 @@ impl ClientError {
     }
 
     pub(crate) fn call(context: &'static str) -> impl FnOnce(Status) -> Self {
-        move |status| Self::Call { context, failure: Failure::from_status(&status) }
+        move |status| Self::Call { context, failure: failure_of(&status) }
     }
 }
 
@@ -78,6 +78,23 @@ struct Context(&'static str);
 impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() { Ok(()) } else { write!(f, "{}: ", self.0) }
+    }
+}
+
+/// What a call came to. A status that has a cause was made on this side: the connection broke.
+fn failure_of(status: &Status) -> Failure {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
+    let mut deepest = None;
+    while let Some(err) = cause {
+        deepest = Some(match err.downcast_ref::<std::io::Error>() {
+            Some(err) => system_words(err),
+            None => err.to_string(),
+        });
+        cause = err.source();
+    }
+    match deepest {
+        Some(words) => Failure::new(Code::Unavailable, format!("connection error: desc = \"{words}\"")),
+        None => Failure::from_status(status),
     }
 }
 
