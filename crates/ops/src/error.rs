@@ -94,7 +94,6 @@ impl OpError {
             Self::Cancelled | Self::Store(StoreError::Cancelled) => code::CANCELLED,
             Self::Exec(error) if error.is_canceled() => code::CANCELLED,
             Self::File { source: FileError::Cancelled, .. } => code::CANCELLED,
-            Self::NoSecret(_) => code::NOT_FOUND,
             Self::Session(error) => error.code() as i32,
             Self::Layers { source, .. } => source.code(),
             Self::Shared(error) => error.code(),

@@ -225,6 +225,9 @@ impl Run<'_> {
         index: usize,
         find: fn(&Tree, &str) -> Result<Option<T>, FileError>,
     ) -> Result<Option<T>, OpError> {
+        if input == FileInput::Scratch {
+            return Err(OpError::Invalid("invalid user index: -1".to_owned()));
+        }
         let (mounting, name) = (self.mounted(input).await?, name.to_owned());
         let found = reading(move || find(&Tree::open(mounting.path())?, &name)).await;
         found.map_err(|source| OpError::File { action: index, source })

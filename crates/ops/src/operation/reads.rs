@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use castor_layerfs::{Layer, LayerState, ReadError};
+use castor_layerfs::{Layer, LayerState, NOT_ASKED, ReadError};
 use castor_progress::{Reporter, Task};
 use castor_solver::Cx;
 use castor_store::ImmutableRef;
@@ -40,10 +40,9 @@ impl Reads {
             }
         }
         let stop = CancellationToken::new();
-        let lazy: Vec<Arc<Layer>> =
-            layers.iter().filter(|layer| layer.state() != LayerState::Complete).cloned().collect();
-        let watcher = (!lazy.is_empty()).then(|| {
-            let lines = lazy.into_iter().map(|layer| Line::new(cx.reporter(), layer)).collect();
+        let shown: Vec<Arc<Layer>> = layers.iter().filter(|layer| is_shown(layer)).cloned().collect();
+        let watcher = (!shown.is_empty()).then(|| {
+            let lines = shown.into_iter().map(|layer| Line::new(cx.reporter(), layer)).collect();
             worker.scope().spawn(show(lines, stop.clone()))
         });
         Ok(Self { layers, mark, stop, watcher })
@@ -60,38 +59,58 @@ impl Reads {
     }
 }
 
-/// One layer's status line.
+/// One layer's status line. Clients show a status by its id alone, so that has to tell it all.
 struct Line {
     layer: Arc<Layer>,
+    reporter: Reporter,
     task: Task,
+    label: String,
     shown: u64,
 }
 
 impl Line {
     fn new(reporter: &Reporter, layer: Arc<Layer>) -> Self {
-        let progress = layer.progress();
-        let size = i64::try_from(progress.size).unwrap_or(i64::MAX);
-        let task = reporter.start(format!("layer {}", layer.id().blob), how(&progress.state), size);
-        let mut line = Self { layer, task, shown: u64::MAX };
+        let label = label(&layer);
+        let task = reporter.start(label.clone(), String::new(), number(layer.progress().size));
+        let mut line = Self { layer, reporter: reporter.clone(), task, label, shown: u64::MAX };
         line.update();
         line
     }
 
     fn update(&mut self) {
         let progress = self.layer.progress();
+        let label = label(&self.layer);
+        if label != self.label {
+            // It began lazily, and its registry answered with all of it.
+            self.task = self.reporter.start(label.clone(), String::new(), number(progress.size));
+            self.label = label;
+            self.shown = u64::MAX;
+        }
         if progress.fetched != self.shown {
             self.shown = progress.fetched;
-            let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-            self.task.set(&how(&progress.state), number(progress.fetched), number(progress.size));
+            self.task.update(number(progress.fetched.min(progress.size)));
         }
     }
 }
 
-fn how(state: &LayerState) -> String {
-    match state {
-        LayerState::Lazy => "lazy".to_owned(),
-        LayerState::Eager { reason } => format!("eager: {reason}"),
-        LayerState::Complete => "complete".to_owned(),
+fn label(layer: &Layer) -> String {
+    let blob = layer.id().blob;
+    match layer.eager_reason() {
+        Some(reason) => format!("layer {blob} eager: {reason}"),
+        None => format!("layer {blob} lazy"),
+    }
+}
+
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// A layer that is lazy, or should have been: what an eager daemon fetches is shown where it is fetched, as BuildKit
+/// does, and a lazy layer that is here by now needs no word.
+fn is_shown(layer: &Layer) -> bool {
+    match layer.eager_reason() {
+        Some(reason) => reason != NOT_ASKED,
+        None => layer.state() != LayerState::Complete,
     }
 }
 
