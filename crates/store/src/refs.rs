@@ -180,30 +180,30 @@ impl ImmutableRef {
 
     /// Whether any of its layers has bytes that are not here. Says nothing about bytes that are being fetched.
     pub async fn is_lazy(&self) -> bool {
-        for layer in self.known_layers().await {
-            match layer {
-                Some(layer) if layer.state() == LayerState::Complete => {}
-                _ => return true,
-            }
-        }
-        false
+        let layers = self.known_layers().await;
+        !layers.iter().all(|(_, layer)| layer.as_ref().is_some_and(|layer| layer.state() == LayerState::Complete))
     }
 
-    /// Whether the tar streams of all its image layers have been verified: whether its claimed diff IDs are true.
+    /// Whether the tar streams of all its image layers have been verified to have the diff IDs that its image claims.
     pub async fn is_verified(&self) -> bool {
-        self.known_layers().await.iter().all(|layer| layer.as_ref().is_some_and(|layer| layer.verified().is_some()))
+        let verified = |(claimed, layer): &(ImageLayer, Option<Arc<Layer>>)| {
+            let found = layer.as_ref().and_then(|layer| layer.verified());
+            found.is_some() && claimed.diff_id.is_none_or(|claimed| found == Some(claimed))
+        };
+        self.known_layers().await.iter().all(verified)
     }
 
-    /// The layer objects of its image layers as far as there are such.
-    async fn known_layers(&self) -> Vec<Option<Arc<Layer>>> {
+    /// Its image layers, and their objects as far as there are such.
+    async fn known_layers(&self) -> Vec<(ImageLayer, Option<Arc<Layer>>)> {
         let mut layers = Vec::new();
         for part in self.parts() {
-            let Some(rec) = part.record.rec().filter(|_| matches!(part.kind, PartKind::Image(_))) else { continue };
+            let (Some(rec), PartKind::Image(layer)) = (part.record.rec(), part.kind) else { continue };
             let id = rec.row.lock().layer;
-            layers.push(match id {
+            let object = match id {
                 Some(id) => self.inner.config.engine.existing(id).await.ok().flatten(),
                 None => None,
-            });
+            };
+            layers.push((*layer, object));
         }
         layers
     }

@@ -166,11 +166,13 @@ pub(crate) fn new_row(body: Body, parts: Vec<RecordId>, options: RecordOptions) 
     }
 }
 
-/// Identifies a list of image layers: blob and TOC digests, because a claimed diff ID proves nothing.
+/// Identifies a list of image layers: blob and TOC digests, because a claimed diff ID proves nothing. The claim is part of
+/// it as well, or the first image to name a blob could say what its layer is for all others.
 fn chain(below: Option<Digest>, layer: &ImageLayer) -> Digest {
     let toc = layer.descriptor.annotations.get(castor_oci::ANNOTATION_TOC_DIGEST).map_or("", String::as_str);
     let below = below.map(|digest| digest.to_string()).unwrap_or_default();
-    Digest::of(format!("{below} {} {toc} {:?}", layer.descriptor.digest, layer.want))
+    let claimed = layer.diff_id.map(|digest| digest.to_string()).unwrap_or_default();
+    Digest::of(format!("{below} {} {toc} {claimed} {:?}", layer.descriptor.digest, layer.want))
 }
 
 /// Keeps records. Clones are handles of the same store.

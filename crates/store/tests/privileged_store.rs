@@ -29,7 +29,7 @@ async fn privileged_an_image_is_fetched_when_somebody_looks() {
     let registry = Registry::start().await;
     let lab = Lab::new().await;
     let image = lab.image(&registry, &two_layers(Form::Gzip), "base:1", Lazy::Never).await;
-    let step = lab.store.merge(&[image.clone()], RecordOptions::default()).await.unwrap();
+    let step = lab.store.merge(std::slice::from_ref(&image), RecordOptions::default()).await.unwrap();
     assert_eq!(step.id(), image.id(), "a merge of one is that one");
     assert!(image.is_lazy().await && !image.is_verified().await);
     let parts = image.parts();
@@ -299,7 +299,7 @@ async fn privileged_results_are_retained_and_pruning_forgets_them() {
     lab.store.keys().update(update).await.unwrap();
     drop(step);
     assert_eq!(results.load(&lab.cx(), &id).await.unwrap().unwrap().id(), id);
-    assert_eq!(lab.store.keys().records(&[key.clone()]).await.unwrap(), [vec![record]]);
+    assert_eq!(lab.store.keys().records(std::slice::from_ref(&key)).await.unwrap(), [vec![record]]);
     let scratch = results.save(&lab.store.scratch()).await.unwrap().unwrap();
     assert!(results.load(&lab.cx(), &scratch).await.unwrap().unwrap().is_scratch());
 

@@ -475,8 +475,7 @@ fn is_below(key: &[u8], parent: &[u8]) -> bool {
 
 /// Where the `count`th component of a key ends.
 fn nth_component_end(key: &[u8], count: usize) -> usize {
-    let starts = key.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(index, _)| index);
-    starts.skip(count).next().unwrap_or(key.len())
+    key.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(index, _)| index).nth(count).unwrap_or(key.len())
 }
 
 /// The directory that a pattern's matches are below, and the pattern from there on; no pattern if there are no wildcards.

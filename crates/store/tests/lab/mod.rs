@@ -91,7 +91,7 @@ impl Lab {
                 return;
             }
             tokio::task::yield_now().await;
-            castor_task::blocking(|| std::thread::yield_now()).await;
+            castor_task::blocking(std::thread::yield_now).await;
         }
         panic!("left mounted below {}", root.display());
     }
