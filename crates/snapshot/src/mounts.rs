@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use castor_layerfs::{ImageTree, Layer};
 use castor_mount::{Lower, Mounted, Overlay, Upper, bind};
@@ -45,19 +45,58 @@ pub(crate) struct ActiveDir {
 /// share one, and get bind mounts of it.
 #[derive(Debug, Default)]
 pub(crate) struct ActiveMounts {
-    mounted: Mutex<HashMap<DiffId, Weak<Shared>>>,
+    slots: Mutex<HashMap<DiffId, Arc<Slot>>>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    path: PathBuf,
+/// The overlay of one active snapshot. Its lock is held while the overlay is made and while it is taken down: who comes
+/// between the last user's leaving and the unmount waits, instead of mounting on directories that are about to go.
+#[derive(Debug, Default)]
+struct Slot {
+    overlay: Mutex<SharedOverlay>,
+}
+
+#[derive(Debug, Default)]
+struct SharedOverlay {
+    users: usize,
     mounted: Option<Mounted>,
 }
 
-impl Drop for Shared {
+/// One user of a shared overlay; the last one takes it down.
+#[derive(Debug)]
+struct Share {
+    id: DiffId,
+    path: PathBuf,
+    slot: Arc<Slot>,
+    active: Arc<ActiveMounts>,
+}
+
+impl Drop for Share {
     fn drop(&mut self) {
-        drop(self.mounted.take());
+        let mut overlay = self.slot.overlay.lock();
+        overlay.users -= 1;
+        if overlay.users > 0 {
+            return;
+        }
+        drop(overlay.mounted.take());
         let _ = std::fs::remove_dir(&self.path);
+        drop(overlay);
+        self.active.forget(self.id);
+    }
+}
+
+impl ActiveMounts {
+    fn slot(&self, id: DiffId) -> Arc<Slot> {
+        self.slots.lock().entry(id).or_default().clone()
+    }
+
+    /// Drops the slot of `id` if nobody uses it or is about to. Only [`Self::slot`] hands out new references to a slot,
+    /// under the same lock.
+    fn forget(&self, id: DiffId) {
+        let mut slots = self.slots.lock();
+        let idle = |slot: &Arc<Slot>| slot.overlay.try_lock().is_some_and(|overlay| overlay.users == 0);
+        if slots.get(&id).is_some_and(|slot| Arc::strong_count(slot) <= 2 && idle(slot)) {
+            slots.remove(&id);
+        }
     }
 }
 
@@ -129,18 +168,26 @@ impl Mounts {
     }
 
     fn bind_active(&self, upper: &ActiveDir, target: &Path, read_only: bool) -> Result<Mounted, SnapshotError> {
-        let shared = self.shared(upper)?;
-        let mounted = bind(&shared.path, false, read_only)?.attach(target)?;
-        Ok(mounted.holding(shared))
+        let share = self.share(upper)?;
+        let mounted = bind(&share.path, false, read_only)?.attach(target)?;
+        Ok(mounted.holding(Arc::new(share)))
     }
 
-    /// The overlay of an active snapshot.
-    fn shared(&self, upper: &ActiveDir) -> Result<Arc<Shared>, SnapshotError> {
-        let mut mounted = self.active.mounted.lock();
-        if let Some(shared) = mounted.get(&upper.id).and_then(Weak::upgrade) {
-            return Ok(shared);
+    /// A share of the overlay of an active snapshot.
+    fn share(&self, upper: &ActiveDir) -> Result<Share, SnapshotError> {
+        let (slot, path) = (self.active.slot(upper.id), upper.dir.join("mnt"));
+        {
+            let mut overlay = slot.overlay.lock();
+            if overlay.mounted.is_none() {
+                overlay.mounted = Some(self.mount_active(upper, &path)?);
+            }
+            overlay.users += 1;
         }
-        let (fs, work, path) = (upper.dir.join("fs"), upper.dir.join("work"), upper.dir.join("mnt"));
+        Ok(Share { id: upper.id, path, slot, active: self.active.clone() })
+    }
+
+    fn mount_active(&self, upper: &ActiveDir, path: &Path) -> Result<Mounted, SnapshotError> {
+        let (fs, work) = (upper.dir.join("fs"), upper.dir.join("work"));
         self.adopt_root(&upper.dir, &fs)?;
         // Volatile overlays leave a mark in the work directory that forbids another mount; what they may have lost in a
         // crash of the machine is known from the diff's record instead.
@@ -150,7 +197,7 @@ impl Mounts {
             }
             _ => {}
         }
-        for dir in [&work, &path] {
+        for dir in [work.as_path(), path] {
             match std::fs::create_dir(dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                     return Err(SnapshotError::io("create", dir, error));
@@ -164,11 +211,7 @@ impl Mounts {
         }
         let upper_dirs = Upper { dir: fs, work };
         let overlay = Overlay { lowers, upper: Some(upper_dirs), volatile: true, ..Overlay::default() };
-        let attached = overlay.mount()?.attach(&path)?.holding(self.hold());
-        let shared = Arc::new(Shared { path, mounted: Some(attached) });
-        mounted.retain(|_, weak| weak.strong_count() > 0);
-        mounted.insert(upper.id, Arc::downgrade(&shared));
-        Ok(shared)
+        Ok(overlay.mount()?.attach(path)?.holding(self.hold()))
     }
 
     /// The root of an overlay has the attributes of its uppermost layer: a new upper takes those of the layer below.
