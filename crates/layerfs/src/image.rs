@@ -317,3 +317,6 @@ fn storable<'a>(mut xattrs: Vec<(&'a [u8], &'a [u8])>) -> Vec<(&'a [u8], &'a [u8
     });
     xattrs
 }
+
+#[cfg(test)]
+mod tests;

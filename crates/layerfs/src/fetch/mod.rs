@@ -242,3 +242,6 @@ impl Fetcher {
         self.inner.offer(offset, bytes).await;
     }
 }
+
+#[cfg(test)]
+mod tests;
