@@ -27,6 +27,14 @@ pub enum ExecError {
         /// Its arguments, joined by spaces.
         process: String,
     },
+    /// It was not run, or its end was not seen.
+    #[error("process {} did not complete successfully: {source}", Quoted(.process))]
+    Failed {
+        /// Its arguments, joined by spaces.
+        process: String,
+        /// Why.
+        source: Box<ExecError>,
+    },
     /// The call to run it made no sense.
     #[error("invalid process: {0}")]
     Invalid(String),
@@ -86,6 +94,14 @@ pub enum ExecError {
 }
 
 impl ExecError {
+    /// Says which process it was, unless that is said already.
+    pub(crate) fn of(self, process: String) -> Self {
+        match self {
+            Self::Exit { .. } | Self::Canceled { .. } | Self::Failed { .. } => self,
+            other => Self::Failed { process, source: Box::new(other) },
+        }
+    }
+
     pub(crate) fn setup(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Setup { what: what.into(), source: source.into() }
     }

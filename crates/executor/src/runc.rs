@@ -155,11 +155,12 @@ impl Executor for Runc {
         // Whoever drops this future must not leave a container behind: the work goes on, cancelled.
         let cancel = cancel.child_token();
         let guard = cancel.clone().drop_guard();
+        let display = process.meta.display();
         let work = tokio::spawn(async move { shared.run(process, started, &cancel).await });
         let result =
             work.await.unwrap_or_else(|err| Err(ExecError::setup("run a process", std::io::Error::other(err))));
         drop(guard);
-        result
+        result.map_err(|err| err.of(display))
     }
 
     async fn exec(

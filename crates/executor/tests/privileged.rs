@@ -332,7 +332,10 @@ async fn privileged_users() {
     let mut process = bench.process("id");
     process.meta.user = "nobody".to_owned();
     let err = bench.run(process).await.result.unwrap_err();
-    assert_eq!(err.to_string(), "unable to find user nobody: no matching entries in passwd file");
+    assert_eq!(
+        err.to_string(),
+        "process \"/bin/sh -c id\" did not complete successfully: unable to find user nobody: no matching entries in passwd file"
+    );
 }
 
 #[tokio::test]
@@ -411,7 +414,7 @@ async fn privileged_mounts() {
     process.mounts =
         vec![ExecMount { selector: "/escape".to_owned(), ..mount("/x", MountSource::Path(outside.clone())) }];
     let err = bench.run(process).await.result.unwrap_err();
-    assert!(err.to_string().starts_with("failed to mount /x: /escape: "), "{err}");
+    assert!(err.to_string().contains(": failed to mount /x: /escape: "), "{err}");
 
     let mut process = bench.process("touch /x");
     process.root.readonly = true;
