@@ -1,3 +1,0 @@
-//! The `castor-cli` binary.
-
-fn main() {}
