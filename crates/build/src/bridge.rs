@@ -86,7 +86,11 @@ impl Bridge for BuildBridge {
     async fn solve(&self, request: SolveRequest) -> Result<SolveResult, BridgeError> {
         let definition = request.definition.unwrap_or_default();
         let result = if request.frontend.is_empty() {
-            SolveResult { refs: Refs::Single(self.load(definition)?), metadata: BTreeMap::new() }
+            let loaded = self.load(definition)?;
+            if let Some(reference) = &loaded {
+                self.daemon.ops.forget_caches(reference.graph()).await;
+            }
+            SolveResult { refs: Refs::Single(loaded), metadata: BTreeMap::new() }
         } else {
             if !definition.is_empty() {
                 return Err(BridgeError::unknown("cannot solve with both Definition and Frontend specified"));

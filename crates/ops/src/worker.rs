@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use castor_executor::Executor;
 use castor_layerfs::Lazy;
-use castor_llb::op::{NetMode, Op, SecurityMode};
+use castor_llb::op::{MountKind, NetMode, Op, SecurityMode};
 use castor_llb::{Source, Vertex};
 use castor_metadb::KeyValue;
 use castor_oci::{Digest, Platform};
@@ -164,6 +164,26 @@ impl Worker {
             });
         }
         Graph::new(vertices).map_err(|error| failed(&error))
+    }
+
+    /// Forgets the cache mounts of processes that must not use what is known: `--no-cache` means them too. Once for a
+    /// definition, because its own processes share what they write.
+    pub async fn forget_caches(&self, graph: &castor_llb::Graph) {
+        let ignoring = graph.vertices.iter().filter(|vertex| vertex.metadata.ignore_cache);
+        let ids: Vec<String> = ignoring
+            .filter_map(|vertex| match &vertex.op {
+                Op::Exec(exec) => Some(&exec.mounts),
+                _ => None,
+            })
+            .flatten()
+            .filter_map(|mount| match &mount.kind {
+                MountKind::Cache(cache) => Some(cache.id.clone()),
+                _ => None,
+            })
+            .collect();
+        if !ids.is_empty() {
+            self.store().forget_cache_mounts(&ids).await;
+        }
     }
 
     /// What a vertex does.

@@ -399,6 +399,33 @@ impl Store {
         }
     }
 
+    /// Forgets the cache mounts `ids`, on whatever base: who asks for one next gets an empty one. Those in use go when
+    /// they are let go of.
+    pub async fn forget_cache_mounts(&self, ids: &[String]) {
+        let _one = self.inner.cache_mounts.lock().await;
+        let is_one = |key: &str| {
+            ids.iter().any(|id| {
+                let rest = key.strip_prefix("cache-mount:").and_then(|key| key.strip_prefix(id.as_str()));
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+            })
+        };
+        self.inner.shared_mounts.lock().retain(|key, _| !is_one(key));
+        for rec in self.inner.records.all() {
+            let forget = rec.row.lock().key.as_deref().is_some_and(is_one);
+            if !forget {
+                continue;
+            }
+            self.inner.records.change(&rec, |row| {
+                row.key = None;
+                row.retain = false;
+            });
+            // A record goes with its last handle; of one that has none, this is the last.
+            if let Some(free) = self.inner.records.acquire_free(|other| other.id == rec.id) {
+                drop(Handle::new(self.inner.clone(), free));
+            }
+        }
+    }
+
     async fn find_cache_mount(
         &self,
         cx: &Cx,
