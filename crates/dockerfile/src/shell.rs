@@ -97,6 +97,9 @@ impl Lexer {
     }
 }
 
+/// Variables that hold variables grow fast; no word needs to be longer than this.
+const MAX_WORD: usize = 1 << 20;
+
 /// Nested `${…}` of a hostile file must not exhaust the stack.
 const MAX_DEPTH: usize = 100;
 
@@ -191,6 +194,9 @@ impl Walk<'_> {
         let mut result = String::new();
         let mut words = Words::default();
         while let Some(c) = self.peek() {
+            if result.len() > MAX_WORD {
+                return Err(format!("expansion exceeds the limit of {MAX_WORD} bytes"));
+            }
             if stop == Some(c) {
                 self.at += 1;
                 return Ok((result, words.finish()));
@@ -271,7 +277,12 @@ impl Walk<'_> {
                     result.extend(Some('"').filter(|_| self.lexer.raw_quotes));
                     return Ok(result);
                 }
-                Some('$') => result.push_str(&self.dollar()?),
+                Some('$') => {
+                    result.push_str(&self.dollar()?);
+                    if result.len() > MAX_WORD {
+                        return Err(format!("expansion exceeds the limit of {MAX_WORD} bytes"));
+                    }
+                }
                 Some(c) if c == self.lexer.escape => {
                     self.at += 1;
                     if self.raw_escapes {
@@ -500,6 +511,16 @@ mod tests {
         let lexer = Lexer::new('\\').skip_unset().raw_quotes();
         let text = "echo \"$A $B\" ${B:-x} ${B/a/b} '$A'";
         assert_eq!(lexer.word(text, &env()).unwrap(), "echo \"foo $B\" ${B:-x} ${B/a/b} '$A'");
+    }
+
+    #[test]
+    fn words_do_not_grow_beyond_all_bounds() {
+        let mut env = Env::default();
+        env.set("A", &"x".repeat(MAX_WORD / 4));
+        for text in ["$A$A$A$A$A$A", "\"$A$A$A$A$A$A\""] {
+            assert!(Lexer::new('\\').word(text, &env).is_err());
+        }
+        assert!(Lexer::new('\\').word("$A$A", &env).is_ok());
     }
 
     #[test]

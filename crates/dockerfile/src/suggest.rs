@@ -1,19 +1,28 @@
 //! “Did you mean …?”
 
-/// Number of characters to insert, delete or replace to make `b` of `a`.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+/// What is further away than this is not near.
+const FAR: usize = 3;
+
+/// Number of characters to insert, delete or replace to make `b` of `a`, if it is less than [`FAR`]. Only that
+/// close to the diagonal is looked at, so that long words of a hostile file cost no more than short ones.
+fn distance(a: &[char], b: &str) -> Option<usize> {
+    let b: Vec<char> = b.chars().take(a.len() + FAR).collect();
+    if a.len().abs_diff(b.len()) >= FAR {
+        return None;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).map(|j| if j < FAR { j } else { FAR }).collect();
+    for (i, x) in a.iter().enumerate() {
+        let (first, last) = ((i + 1).saturating_sub(FAR).max(1), (i + FAR).min(b.len()));
+        let mut diagonal = row[first - 1];
+        row[first - 1] = if first == 1 { i + 1 } else { FAR };
+        for j in first..=last {
+            let replace = diagonal + usize::from(*x != b[j - 1]);
+            diagonal = row[j];
+            let above = if j == last && last < b.len() { FAR } else { row[j] };
+            row[j] = replace.min(row[j - 1] + 1).min(above + 1);
         }
     }
-    row[b.len()]
+    Some(row[b.len()]).filter(|&distance| distance < FAR)
 }
 
 /// The option nearest to `word`, if one is near; none if `word` is an option itself.
@@ -24,18 +33,16 @@ pub(crate) fn search<'a>(
 ) -> Option<String> {
     let fold = |text: &str| if case_sensitive { text.to_owned() } else { text.to_lowercase() };
     let wanted = fold(word);
-    // Far longer words cannot be near, and comparing them would take long.
-    if wanted.len() > 256 {
-        return None;
-    }
-    let mut best = (3, None);
+    let characters: Vec<char> = wanted.chars().collect();
+    let mut best = (FAR, None);
     for option in options {
         let option = fold(option);
         if wanted == option {
             return None;
         }
-        let distance = distance(&wanted, &option);
-        if distance < best.0 {
+        if let Some(distance) = distance(&characters, &option)
+            && distance < best.0
+        {
             best = (distance, Some(option));
         }
     }
@@ -60,6 +67,34 @@ pub(crate) fn hint<'a>(word: &str, options: impl IntoIterator<Item = &'a str>, c
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn distances_are_those_of_the_whole_table() {
+        let whole = |a: &[char], b: &[char]| {
+            let mut row: Vec<usize> = (0..=b.len()).collect();
+            for (i, x) in a.iter().enumerate() {
+                let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+                for (j, y) in b.iter().enumerate() {
+                    let replace = diagonal + usize::from(x != y);
+                    diagonal = row[j + 1];
+                    row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+                }
+            }
+            row[b.len()]
+        };
+        // All words of up to five letters of an alphabet of two.
+        let words: Vec<Vec<char>> = (0..=5_u32)
+            .flat_map(|n| {
+                (0..1_u32 << n).map(move |bits| (0..n).map(|i| if bits >> i & 1 == 1 { 'a' } else { 'b' }).collect())
+            })
+            .collect();
+        for a in &words {
+            for b in &words {
+                let want = Some(whole(a, b)).filter(|&distance| distance < FAR);
+                assert_eq!(distance(a, &b.iter().collect::<String>()), want, "{a:?} {b:?}");
+            }
+        }
+    }
 
     #[test]
     fn finds_what_is_near_and_nothing_else() {

@@ -95,6 +95,9 @@ pub enum MarshalError {
         /// Why.
         problem: String,
     },
+    /// More bytes than a daemon takes.
+    #[error("definition exceeds the limit of {0} bytes")]
+    TooLarge(usize),
     /// A state that was promised and never given.
     #[error("a deferred state was used but never set")]
     Unset,

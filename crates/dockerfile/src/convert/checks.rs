@@ -96,6 +96,9 @@ pub(super) fn undefined_variables(
     linter: &Linter,
 ) {
     for name in unmatched {
+        if linter.is_full() {
+            return;
+        }
         if declared.iter().any(|arg| arg.key == *name) || args::NOT_IN_ENV.contains(&name.as_str()) {
             continue;
         }

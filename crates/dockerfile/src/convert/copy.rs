@@ -13,6 +13,9 @@ use crate::gofmt::quote;
 use crate::instruction::CopyFiles;
 use crate::lint::Rule;
 
+/// Sources of an instruction times its length.
+const MAX_COPY: usize = 64 << 20;
+
 fn is_http(source: &str) -> bool {
     (source.starts_with("http://") || source.starts_with("https://")) && !is_git(source)
 }
@@ -85,6 +88,11 @@ fn file_name(url: &str) -> String {
 
 impl Converter<'_> {
     pub(super) fn copy(&mut self, step: &Step<'_>, copy: &CopyFiles) -> Result<()> {
+        // Each source becomes an action that repeats the flags.
+        let count = copy.sources.len() + copy.contents.len();
+        if count.saturating_mul(step.instruction.code.len()) > MAX_COPY {
+            return Err(Self::too_much(MAX_COPY, "bytes of one copy"));
+        }
         let source = self.copy_source(step, copy)?;
         let position = step.stage;
         let state = self.stages[position].state.clone();

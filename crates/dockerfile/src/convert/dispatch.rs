@@ -5,7 +5,7 @@ use castor_llb::{Range, State};
 
 use super::image::{self, DEFAULT_PATH, commit};
 use super::stage::Command;
-use super::{Converter, args, checks, show};
+use super::{Converter, MAX_ENV, MAX_HISTORY, MAX_VARIABLES, args, checks, show};
 use crate::error::{DockerfileError, Result};
 use crate::gofmt;
 use crate::instruction::{Argument, CommandLine, Instruction, Kind, Pair};
@@ -68,7 +68,7 @@ impl Converter<'_> {
         }
         for entry in env.iter() {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
-            stage.state = stage.state.env(name, value);
+            stage.state.set_env(name, value);
         }
         if !self.options.hostname.is_empty() {
             stage.state = stage.state.hostname(&self.options.hostname);
@@ -91,9 +91,10 @@ impl Converter<'_> {
         let linter = self.linter.with_comments(&instruction.comments);
         self.stages[stage].in_trigger = is_trigger;
         self.expand(stage, &mut instruction, &linter)?;
+        let lines = self.stages[stage].image.history.len();
         let step = Step { stage, instruction: &instruction, sources: &sources, linter: &linter };
         match &instruction.kind {
-            Kind::Env(pairs) => self.env(&step, pairs),
+            Kind::Env(pairs) => self.env(&step, pairs)?,
             Kind::Label(pairs) => self.label(&step, pairs),
             Kind::Maintainer(author) => {
                 self.stages[stage].image.author.clone_from(author);
@@ -134,6 +135,20 @@ impl Converter<'_> {
                 self.commit(stage, &format!("SHELL {}", gofmt::list(shell)));
             }
         }
+        self.check_size(stage, lines)
+    }
+
+    /// Refuses environments and histories that small files can make large. `lines` are those of before.
+    fn check_size(&mut self, stage: usize, lines: usize) -> Result<()> {
+        let state = &self.stages[stage];
+        if state.state.get_env().size() > MAX_ENV {
+            return Err(Self::too_much(MAX_ENV, "bytes of environment"));
+        }
+        let added = state.image.history.iter().skip(lines).map(|line| line.created_by.len());
+        self.history += added.sum::<usize>();
+        if self.history > MAX_HISTORY {
+            return Err(Self::too_much(MAX_HISTORY, "bytes of history"));
+        }
         Ok(())
     }
 
@@ -170,17 +185,27 @@ impl Converter<'_> {
         }
     }
 
-    fn env(&mut self, step: &Step<'_>, pairs: &[Pair]) {
+    fn env(&mut self, step: &Step<'_>, pairs: &[Pair]) -> Result<()> {
         let mut message = String::from("ENV");
         for pair in pairs {
             Self::warn_legacy(step, pair);
             checks::secret_name("ENV", &pair.key, step.location(), step.linter);
             message.push_str(&format!(" {}={}", pair.key, pair.value));
             let stage = &mut self.stages[step.stage];
-            stage.state = stage.state.env(&pair.key, &pair.value);
+            stage.state.set_env(&pair.key, &pair.value);
             image::set_env(&mut stage.image.config.env, &pair.key, &pair.value);
+            self.check_variables(step.stage)?;
         }
         self.commit(step.stage, &message);
+        Ok(())
+    }
+
+    fn check_variables(&self, stage: usize) -> Result<()> {
+        let stage = &self.stages[stage];
+        if stage.state.get_env().len().max(stage.build_args.len()) > MAX_VARIABLES {
+            return Err(Self::too_much(MAX_VARIABLES, "variables"));
+        }
+        Ok(())
     }
 
     fn label(&mut self, step: &Step<'_>, pairs: &[Pair]) {
@@ -314,12 +339,13 @@ impl Converter<'_> {
             let stage = &mut self.stages[step.stage];
             if let Some(value) = &value {
                 if !args::NOT_IN_ENV.contains(&key.as_str()) {
-                    stage.state = stage.state.env(key, value);
+                    stage.state.set_env(key, value);
                 }
                 message.push('=');
                 message.push_str(value);
             }
             stage.build_args.push(Argument { key: key.clone(), value });
+            self.check_variables(step.stage)?;
         }
         self.commit(step.stage, &message);
         Ok(())

@@ -7,6 +7,9 @@ use crate::gofmt;
 use crate::gofmt::quote;
 use crate::lint::Rule;
 
+/// All ports of all protocols.
+const MAX_PORTS: usize = 3 << 16;
+
 /// First and last port of `N` or `N-M`.
 fn range(text: &str) -> Option<(u16, u16)> {
     let number = |text: &str| {
@@ -97,6 +100,9 @@ fn ports_of(step: &Step<'_>, text: &str, exposed: &mut Vec<String>) -> Result<()
         if last - first != host_last - host_first && first != last {
             return refuse(format!("invalid ranges specified for container and host Ports: {ports} and {host}"));
         }
+    }
+    if exposed.len() > MAX_PORTS {
+        return refuse(format!("EXPOSE exceeds the limit of {MAX_PORTS} ports"));
     }
     exposed.extend((first..=last).map(|port| format!("{port}/{lower}")));
     Ok(())

@@ -37,8 +37,7 @@ pub(super) fn parse(document: &[u8]) -> Result<ImageConfig, String> {
 /// Sets a variable where it stands, or at the end.
 pub(super) fn set_env(env: &mut Vec<String>, key: &str, value: &str) {
     let entry = format!("{key}={value}");
-    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
-    match env.iter_mut().find(|known| name(known) == key) {
+    match env.iter_mut().find(|known| known.split('=').next() == Some(key)) {
         Some(known) => *known = entry,
         None => env.push(entry),
     }

@@ -70,6 +70,17 @@ pub struct Target {
     pub warnings: Vec<Warning>,
 }
 
+/// Files are short; those that are not would make graphs that nobody can build.
+const MAX_INSTRUCTIONS: usize = 10_000;
+/// Stages, images that files are taken from among them.
+const MAX_STAGES: usize = 10_000;
+/// Variables of a stage's environment.
+const MAX_VARIABLES: usize = 10_000;
+/// Bytes of a stage's environment; a process could not be started with more.
+const MAX_ENV: usize = 1 << 20;
+/// Bytes of an image's history.
+const MAX_HISTORY: usize = 16 << 20;
+
 /// All that a conversion knows. Stages are named by their place in `stages`.
 struct Converter<'a> {
     request: &'a Request<'a>,
@@ -98,6 +109,8 @@ struct Converter<'a> {
     ignore: Patterns,
     ignore_patterns: Vec<String>,
     groups: u64,
+    /// Bytes of all history written so far.
+    history: usize,
 }
 
 /// Converts a Dockerfile.
@@ -126,6 +139,10 @@ impl<'a> Converter<'a> {
         let Some(last) = stages.last() else {
             return Err(DockerfileError::new("dockerfile contains no stages to build"));
         };
+        let instructions: usize = stages.iter().map(|stage| 1 + stage.instructions.len()).sum();
+        if instructions > MAX_INSTRUCTIONS {
+            return Err(Self::too_much(MAX_INSTRUCTIONS, "instructions"));
+        }
         checks::stage_names(&stages, &linter);
         checks::casing(&stages, &linter);
 
@@ -168,6 +185,7 @@ impl<'a> Converter<'a> {
             ignore: Patterns::default(),
             ignore_patterns: Vec::new(),
             groups: 0,
+            history: 0,
         };
         converter.add_stages(stages)?;
         Ok(converter)
@@ -205,6 +223,10 @@ impl<'a> Converter<'a> {
             epoch: self.epoch,
             warnings: self.linter.warnings(),
         })
+    }
+
+    fn too_much(limit: usize, what: &str) -> DockerfileError {
+        DockerfileError::new(format!("dockerfile exceeds the limit of {limit} {what}"))
     }
 
     fn location(&self, constraints: Constraints, location: &[Range]) -> Constraints {

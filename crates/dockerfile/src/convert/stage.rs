@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashSet};
 use castor_llb::{Range, State};
 use castor_oci::{ImageConfig, Platform};
 
-use super::Converter;
 use super::context::NamedContext;
+use super::{Converter, MAX_STAGES};
 use crate::error::{DockerfileError, Result};
 use crate::gofmt::quote;
 use crate::instruction::{self, Argument, Instruction, Kind, Stage};
@@ -247,6 +247,7 @@ impl Converter<'_> {
                 _ => match self.names.get(&from.to_lowercase()) {
                     Some(&position) => position,
                     // BuildKit gives no place for images of mounts.
+                    None if self.stages.len() >= MAX_STAGES => return Err(Self::too_much(MAX_STAGES, "stages")),
                     None => self.add_source(&from, if is_copy { &location } else { &[] }),
                 },
             };

@@ -84,6 +84,9 @@ impl LintConfig {
     }
 }
 
+/// More findings than anybody reads are not collected.
+const MAX_FINDINGS: usize = 500;
+
 /// Collects findings. Clones share what they collect.
 #[derive(Debug, Clone, Default)]
 pub struct Linter {
@@ -130,10 +133,15 @@ impl Linter {
         } else {
             !config.skip_all && !config.skip.contains(name)
         };
-        if applies {
+        if applies && !self.is_full() {
             let warning = Warning { rule, text: text.into(), location: location.to_vec() };
             self.found.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
         }
+    }
+
+    /// Whether there is no sense in looking further: nobody asked, or enough was found.
+    pub(crate) fn is_full(&self) -> bool {
+        self.config.is_none() || self.found.lock().unwrap_or_else(PoisonError::into_inner).len() >= MAX_FINDINGS
     }
 
     /// What was found so far.

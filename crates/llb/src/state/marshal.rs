@@ -11,7 +11,7 @@ use prost::Message as _;
 use super::exec::Exec;
 use super::file::{Action, BoundAction, absolute, source_path};
 use super::node::{Constraints, Kind, Node, Output, Slot, SourceText};
-use super::{MarshalError, State};
+use super::{Env, MarshalError, State};
 use crate::op::{
     CacheMount, Copy, DiffOp, ExecOp, FileAction, FileActionKind, FileInput, FileOp, MergeOp, Meta, Mkdir, Mkfile,
     Mount, MountKind, Op, PassthroughOp, Rm, SecretEnv, SecretMount, SecurityMode, SourceOp, Symlink,
@@ -20,6 +20,9 @@ use crate::{CapSet, Definition, OpMetadata, Range, Source, encode};
 
 /// The default search path of a Linux image that sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a graph may come to, in bytes of ops; no daemon takes more.
+const MAX_BYTES: usize = 64 << 20;
 
 /// What a graph is marshalled for.
 #[derive(Debug, Clone)]
@@ -51,6 +54,7 @@ struct Writer<'a> {
     written: HashMap<*const Node, Digest>,
     emitted: HashSet<Digest>,
     definition: Definition,
+    bytes: usize,
     files: Vec<Arc<SourceText>>,
     locations: BTreeMap<Digest, Vec<(usize, Vec<Range>)>>,
 }
@@ -66,6 +70,7 @@ impl State {
             written: HashMap::new(),
             emitted: HashSet::new(),
             definition: Definition::default(),
+            bytes: 0,
             files: Vec::new(),
             locations: BTreeMap::new(),
         };
@@ -97,6 +102,10 @@ impl Writer<'_> {
                 None => {
                     let vertex = self.write(&node)?;
                     self.written.insert(pointer, vertex.digest);
+                    self.bytes += vertex.raw.len();
+                    if self.bytes > MAX_BYTES {
+                        return Err(MarshalError::TooLarge(MAX_BYTES));
+                    }
                     self.add(vertex);
                 }
             }
@@ -252,7 +261,7 @@ impl Writer<'_> {
         if values.args.is_empty() {
             return Err(MarshalError::NoArguments);
         }
-        let mut env = values.env.clone();
+        let mut env = Env::clone(&values.env);
         let target = |position: usize, target: &str| match target {
             "" => format!("/run/buildkit/ssh_agent.{position}"),
             target => target.to_owned(),

@@ -52,6 +52,21 @@ impl Env {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
+    /// How many variables there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes of all names and values.
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     /// `NAME=value` in order.
     pub fn to_vec(&self) -> Vec<String> {
         self.0.iter().map(|(name, value)| format!("{name}={value}")).collect()
@@ -62,7 +77,8 @@ impl Env {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Values {
     pub(crate) args: Vec<String>,
-    pub(crate) env: Env,
+    /// Shared by all states that do not change it.
+    pub(crate) env: Arc<Env>,
     pub(crate) dir: String,
     pub(crate) user: String,
     pub(crate) hostname: String,
@@ -132,7 +148,12 @@ impl State {
     /// Sets a variable of the environment.
     #[must_use]
     pub fn env(&self, name: &str, value: &str) -> Self {
-        self.with(|values| values.env.set(name, value))
+        self.with(|values| Arc::make_mut(&mut values.env).set(name, value))
+    }
+
+    /// Sets a variable of the environment in place; what was built from this state before keeps its own.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.values).env).set(name, value);
     }
 
     /// Enters a directory, seen from the present one.
@@ -198,7 +219,7 @@ impl State {
             for variable in &config.config.env {
                 let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
                 if !name.is_empty() {
-                    values.env.set(name, value);
+                    Arc::make_mut(&mut values.env).set(name, value);
                 }
             }
         });
