@@ -37,7 +37,10 @@ pub(super) fn parse(document: &[u8]) -> Result<ImageConfig, String> {
 /// Sets a variable where it stands, or at the end.
 pub(super) fn set_env(env: &mut Vec<String>, key: &str, value: &str) {
     let entry = format!("{key}={value}");
-    match env.iter_mut().find(|known| known.split('=').next() == Some(key)) {
+    match env
+        .iter_mut()
+        .find(|known| known.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+    {
         Some(known) => *known = entry,
         None => env.push(entry),
     }

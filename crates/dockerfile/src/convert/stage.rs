@@ -239,17 +239,24 @@ impl Converter<'_> {
         };
         let is_copy = matches!(command.instruction.kind, Kind::Copy(_));
         for from in froms {
-            let position = match from.parse::<i64>() {
-                Ok(index) if is_copy => usize::try_from(index)
-                    .ok()
-                    .filter(|&index| index < self.stages.len())
-                    .ok_or_else(|| DockerfileError::new(format!("invalid stage index {index}")))?,
-                _ => match self.names.get(&from.to_lowercase()) {
-                    Some(&position) => position,
-                    // BuildKit gives no place for images of mounts.
-                    None if self.stages.len() >= MAX_STAGES => return Err(Self::too_much(MAX_STAGES, "stages")),
-                    None => self.add_source(&from, if is_copy { &location } else { &[] }),
-                },
+            let known = match from.parse::<i64>() {
+                Ok(index) if is_copy => Some(
+                    usize::try_from(index)
+                        .ok()
+                        .filter(|&index| index < self.stages.len())
+                        .ok_or_else(|| DockerfileError::new(format!("invalid stage index {index}")))?,
+                ),
+                _ => self.names.get(&from.to_lowercase()).copied(),
+            };
+            let Some(position) = known else {
+                if self.stages.len() >= MAX_STAGES {
+                    return Err(Self::too_much(MAX_STAGES, "stages"));
+                }
+                // BuildKit gives no place for images of mounts.
+                let position = self.add_source(&from, if is_copy { &location } else { &[] });
+                command.sources.push(position);
+                self.stages[stage].deps.push((position, location.clone()));
+                continue;
             };
             command.sources.push(position);
             let deps = &mut self.stages[stage].deps;
