@@ -84,4 +84,10 @@ pub trait ContentStore: Send + Sync + 'static {
 
     /// Sets labels; an empty value removes one. Returns the blob as it is then.
     async fn set_labels(&self, digest: &Digest, labels: &Labels) -> Result<Info, Error>;
+
+    /// Removes what neither a lease nor `roots` hold. A store that somebody else collects does nothing.
+    async fn collect(&self, roots: &[Resource]) -> Result<Collected, Error> {
+        let _ = roots;
+        Ok(Collected::default())
+    }
 }

@@ -177,6 +177,10 @@ impl ContentStore for Local {
         self.run(|disk| disk.walk()).await
     }
 
+    async fn collect(&self, roots: &[Resource]) -> Result<Collected, Error> {
+        Self::collect(self, roots).await
+    }
+
     async fn set_labels(&self, digest: &Digest, labels: &Labels) -> Result<Info, Error> {
         let (digest, labels) = (*digest, labels.clone());
         self.run(move |disk| disk.set_labels(&digest, &labels)).await

@@ -157,12 +157,18 @@ impl ImmutableRef {
             let record = if *id == own.id { self.clone() } else { self.other(id)? };
             let (kind, description, created) = {
                 let row = record.rec()?.row.lock();
+                let mut description = &row.description;
                 let kind = match &row.body {
-                    Body::Image { layer, .. } => PartKind::Image(layer.clone()),
+                    Body::Image { layer, .. } => {
+                        if !layer.created_by.is_empty() {
+                            description = &layer.created_by;
+                        }
+                        PartKind::Image(layer.clone())
+                    }
                     Body::Change { .. } | Body::Active { .. } | Body::Merge { .. } => PartKind::Change,
                     Body::Slice { .. } => PartKind::Difference,
                 };
-                (kind, row.description.clone(), row.created)
+                (kind, description.clone(), row.created)
             };
             Some(Part { record, kind, description, created })
         };

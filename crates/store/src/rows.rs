@@ -85,8 +85,9 @@ impl std::fmt::Debug for Records {
 }
 
 impl Records {
-    /// Reads all records and drops those that nobody retained, and what depends on what is missing.
-    pub(crate) fn open(db: Arc<dyn KeyValue>) -> Result<Self, StoreError> {
+    /// Reads all records and drops those that nobody retained, and what depends on what is missing. The ids of those that
+    /// were dropped are returned too.
+    pub(crate) fn open(db: Arc<dyn KeyValue>) -> Result<(Self, Vec<RecordId>), StoreError> {
         let mut rows = HashMap::<RecordId, Row>::new();
         for (key, value) in db.scan_prefix(TABLE, &[])? {
             let id = String::from_utf8_lossy(&key).into_owned();
@@ -99,9 +100,8 @@ impl Records {
         }
         let kept = kept(&rows);
         let mut batch = Batch::new();
-        for id in rows.keys().filter(|id| !kept.contains(*id)) {
-            batch.delete(TABLE, id);
-        }
+        let dropped: Vec<_> = rows.keys().filter(|id| !kept.contains(*id)).cloned().collect();
+        dropped.iter().for_each(|id| drop(batch.delete(TABLE, id)));
         if !batch.is_empty() {
             db.write_soon(batch);
         }
@@ -117,7 +117,7 @@ impl Records {
                 }
             }
         }
-        Ok(Self { db, map: Mutex::new(map) })
+        Ok((Self { db, map: Mutex::new(map) }, dropped))
     }
 
     /// Takes a handle of a record.
@@ -193,6 +193,8 @@ impl Records {
                 continue;
             }
             map.remove(&rec.id);
+            // Whoever is writing it down has queued that before this is queued; later ones see that it is removed.
+            drop(rec.row.lock());
             batch.delete(TABLE, &rec.id);
             for below in rec.depends_on() {
                 let Some(below) = map.get(&below) else { continue };
@@ -225,7 +227,7 @@ impl Records {
     fn persist(&self, rec: &Rec) {
         // Locked across the queueing, so that of two changes the later is written later.
         let row = rec.row.lock();
-        if rec.state.try_lock().is_some_and(|state| state.removed) {
+        if rec.state.lock().removed {
             return;
         }
         match serde_json::to_vec(&*row) {
@@ -317,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_record_goes_with_its_last_handle_unless_retained_or_built_on() {
-        let records = Records::open(Arc::new(Memory::new())).unwrap();
+        let records = Records::open(Arc::new(Memory::new())).unwrap().0;
         let base = records.insert(row(None, false)).unwrap();
         let child = records.insert(row(Some(&base), true)).unwrap();
         assert!(!records.release(&base), "the child keeps it");
@@ -330,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_record_with_a_handle_is_not_removed() {
-        let records = Records::open(Arc::new(Memory::new())).unwrap();
+        let records = Records::open(Arc::new(Memory::new())).unwrap().0;
         let base = records.insert(row(None, true)).unwrap();
         assert!(records.remove(&base).is_empty());
         assert!(records.contains(&base.id));
@@ -339,12 +341,12 @@ mod tests {
     #[test]
     fn what_was_retained_is_there_after_a_restart_with_all_it_needs() {
         let db = Arc::new(Memory::new());
-        let records = Records::open(db.clone()).unwrap();
+        let records = Records::open(db.clone()).unwrap().0;
         let base = records.insert(row(None, false)).unwrap();
         let child = records.insert(row(Some(&base), true)).unwrap();
         let loose = records.insert(row(Some(&base), false)).unwrap();
         drop(records);
-        let records = Records::open(db).unwrap();
+        let records = Records::open(db).unwrap().0;
         assert!(records.contains(&base.id) && records.contains(&child.id) && !records.contains(&loose.id));
         assert!(!records.acquire(&base.id).unwrap().is_free());
     }

@@ -185,7 +185,16 @@ impl Store {
     /// Opens the store: reads all records, removes those that nobody retained. No network.
     pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
         let db = config.db.clone();
-        let records = Arc::new(castor_task::blocking(move || Records::open(db)).await?);
+        let (records, dropped) = castor_task::blocking(move || {
+            let (records, dropped) = Records::open(db.clone())?;
+            dropped.iter().for_each(|id| crate::contenthash::forget(db.as_ref(), id));
+            Ok::<_, StoreError>((records, dropped))
+        })
+        .await?;
+        if !dropped.is_empty() {
+            tracing::info!(count = dropped.len(), "records that nobody retained were dropped");
+        }
+        let records = Arc::new(records);
         let (known, root) = (records.clone(), config.root.clone());
         let keys = KeyCache::new(config.db.clone(), Arc::new(move |id: &str| id.is_empty() || known.contains(id)));
         castor_task::blocking(move || {
@@ -220,7 +229,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Removes snapshots and leases that a crash left without their record.
+    /// Removes snapshots, layer objects and leases that a crash left without their record.
     async fn sweep(&self) -> Result<(), StoreError> {
         let inner = &self.inner;
         let mut known = std::collections::HashSet::new();
@@ -244,6 +253,13 @@ impl Store {
                 break;
             }
             orphans = left;
+        }
+        let layers: std::collections::HashSet<_> =
+            inner.records.all().iter().filter_map(|rec| rec.row.lock().layer).collect();
+        for layer in inner.config.engine.list()?.into_iter().filter(|layer| !layers.contains(layer)) {
+            if let Err(error) = inner.config.engine.remove(layer).await {
+                tracing::warn!(%layer, %error, "remove layer");
+            }
         }
         let leases = inner.config.leases.leases().await.map_err(|error| StoreError::Content(error.to_string()))?;
         for lease in leases {
@@ -304,9 +320,7 @@ impl Store {
             return Ok(handle);
         }
         let blob = layer.descriptor.digest;
-        let description =
-            if layer.created_by.is_empty() { options.description.clone() } else { layer.created_by.clone() };
-        let options = RecordOptions { description, created: layer.created.or(options.created), ..options.clone() };
+        let options = RecordOptions { created: layer.created.or(options.created), ..options.clone() };
         let parent = below.map(|handle| handle.rec.id.clone());
         let parts = below.map(|handle| handle.rec.parts()).unwrap_or_default();
         let handle = inner.insert(new_row(Body::Image { layer: Box::new(layer), parent }, parts, options))?;

@@ -233,7 +233,28 @@ pub(crate) async fn prune(
             break;
         }
     }
+    if pruned.records > 0 {
+        collect(inner).await;
+    }
     Ok(pruned)
+}
+
+/// Removes the blobs that no record and no layer object holds any more.
+async fn collect(inner: &Arc<Inner>) {
+    let engine = inner.config.engine.clone();
+    let roots = match castor_task::blocking(move || engine.content()).await {
+        Ok(roots) => roots,
+        Err(error) => {
+            tracing::warn!(%error, "layer objects cannot be listed, content is not collected");
+            return;
+        }
+    };
+    match inner.config.content.collect(&roots).await {
+        Ok(collected) => {
+            tracing::debug!(blobs = collected.blobs.len(), bytes = collected.bytes, "content collected");
+        }
+        Err(error) => tracing::warn!(%error, "collect content"),
+    }
 }
 
 pub(crate) async fn gc(inner: &Arc<Inner>, policies: &[GcPolicy]) -> Result<Pruned, StoreError> {
@@ -243,6 +264,8 @@ pub(crate) async fn gc(inner: &Arc<Inner>, policies: &[GcPolicy]) -> Result<Prun
         pruned.records += some.records;
         pruned.bytes += some.bytes;
     }
+    // Records also go by themselves, with their last user.
+    collect(inner).await;
     Ok(pruned)
 }
 

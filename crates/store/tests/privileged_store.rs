@@ -74,12 +74,17 @@ async fn privileged_steps_stack_and_are_there_after_a_restart_without_a_registry
     assert_eq!(lab.files(&three).await["z"], "3");
     assert_eq!(three.parts().len(), 5);
     drop(three);
+    assert_eq!(lab.content.usage().await.unwrap().blobs, 2);
     let infos = lab.settled(4).await;
     let info = infos.iter().find(|info| info.id == id).unwrap();
     assert!(info.in_use && info.size > 0 && !info.mutable);
     assert_eq!((info.description.as_str(), info.parents.len()), ("second", 1));
     drop(two);
     assert!(lab.settled(4).await.iter().all(|info| !info.in_use));
+    lab.store.prune(&PruneOptions::default(), &|_| {}).await.unwrap();
+    assert!(lab.usage().await.is_empty());
+    assert_eq!(lab.content.usage().await.unwrap().blobs, 0, "blobs go with their records");
+    assert_eq!(lab.store.engine().list().unwrap(), [], "and so do layers");
     lab.close().await;
 }
 
