@@ -212,15 +212,14 @@ pub struct Frame {
 }
 
 impl Source {
-    /// A source from its wire form. The definition is left out: it tells where
-    /// the text, which is here, could be had.
+    /// A source from its wire form.
     pub fn new(info: &pb::SourceInfo, ranges: &[pb::Range]) -> Self {
         let position = |at: &pb::Position| Position { line: at.line, character: at.character };
         Self {
             info: Some(SourceInfo {
                 filename: info.filename.clone(),
                 data: info.data.to_vec(),
-                definition: None,
+                definition: info.definition.as_ref().map(crate::gojson::definition),
                 language: info.language.clone(),
             }),
             ranges: ranges

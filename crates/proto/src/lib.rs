@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod errdefs;
+pub mod gojson;
 pub mod protojson;
 
 #[rustfmt::skip]
