@@ -386,6 +386,16 @@ impl Shared {
         })
     }
 
+    /// Reads a blob that is in the content store.
+    pub(crate) async fn local_blob(&self, blob: Digest) -> Result<Option<Arc<dyn BlobOpener>>, LayerError> {
+        let state = |e: castor_content::Error| LayerError::State(with_sources(&e));
+        if self.content.info(&blob).await.map_err(state)?.is_none() {
+            return Ok(None);
+        }
+        let blob = self.content.open(&blob).await.map_err(state)?;
+        Ok(Some(Arc::new(crate::opener::ContentOpener::new(blob))))
+    }
+
     async fn fetcher(
         self: &Arc<Self>,
         core: &Arc<Core>,
@@ -395,12 +405,12 @@ impl Shared {
     ) -> Result<Option<Fetcher>, LayerError> {
         let state = |e: castor_content::Error| LayerError::State(with_sources(&e));
         let descriptor = core.origin.lock().descriptor.clone();
-        let ingest = if self.content.info(&core.id.blob).await.map_err(state)?.is_some() {
-            let blob = self.content.open(&core.id.blob).await.map_err(state)?;
-            core.openers.attach(Arc::new(crate::opener::ContentOpener::new(blob)));
-            None
-        } else {
-            Some(self.content.ingest(&ingest_name(core.id.blob), &descriptor).await.map_err(state)?)
+        let ingest = match self.local_blob(core.id.blob).await? {
+            Some(local) => {
+                core.openers.attach(local);
+                None
+            }
+            None => Some(self.content.ingest(&ingest_name(core.id.blob), &descriptor).await.map_err(state)?),
         };
         let setup = Setup {
             layer: core.id.blob,
@@ -541,8 +551,16 @@ fn read_object(dir: &std::path::Path, id: LayerId) -> Result<Files, String> {
     Ok(Files { origin, tree: Arc::new(tree), data: Arc::new(data), presence })
 }
 
-/// Makes the directories and deletes what a crash left.
+/// Makes the directories and deletes what a crash left. Image trees are all deleted: they are built in milliseconds, and
+/// of those that an earlier process built most are not wanted again.
 fn prepare(root: &std::path::Path) -> Result<(), LayerError> {
+    let trees = root.join("trees");
+    match std::fs::remove_dir_all(&trees) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(LayerError::io("remove", &trees, error));
+        }
+        _ => {}
+    }
     for name in ["layers", "trees"] {
         let dir = root.join(name);
         std::fs::create_dir_all(&dir).map_err(|e| LayerError::io("create", &dir, e))?;

@@ -106,13 +106,44 @@ impl Trees {
             return Err(LayerError::Mount(reason.clone()));
         }
         let path = shared.config.root.join("trees").join(format!("{}.erofs", name.hex()));
+        let in_use: HashSet<Digest> = {
+            let mounted = self.mounted.lock();
+            mounted.iter().filter(|(_, tree)| tree.strong_count() > 0).map(|(name, _)| *name).collect()
+        };
         let (this, users) = (shared.clone(), self.users.clone());
-        let tree = castor_task::blocking(move || mount(&this, layers, base, name, &path, users)).await?;
+        let tree = castor_task::blocking(move || {
+            tidy(path.parent().unwrap_or(&path), &in_use);
+            mount(&this, layers, base, name, &path, users)
+        })
+        .await?;
         let tree = Arc::new(tree);
         let mut mounted = self.mounted.lock();
         mounted.retain(|_, tree| tree.strong_count() > 0);
         mounted.insert(name, Arc::downgrade(&tree));
         Ok(tree)
+    }
+}
+
+/// Images that are kept for the next time they are wanted.
+const KEPT: usize = 256;
+
+/// Deletes the oldest images that are not mounted, if there are many.
+fn tidy(dir: &Path, in_use: &HashSet<Digest>) {
+    let in_use: HashSet<String> = in_use.iter().map(|name| format!("{}.erofs", name.hex())).collect();
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let mut images: Vec<_> = entries
+        .filter_map(Result::ok)
+        .filter(|entry| !entry.file_name().to_str().is_some_and(|name| in_use.contains(name)))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    if images.len() <= KEPT {
+        return;
+    }
+    images.sort();
+    for (_, path) in images.iter().take(images.len() - KEPT) {
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::debug!(path = %path.display(), %error, "delete image tree");
+        }
     }
 }
 

@@ -104,6 +104,9 @@ async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDiges
     let counters = crate::fetch::Counters::default();
     let openers = Openers::default();
     openers.attach(source.opener.clone());
+    if let Some(local) = shared.local_blob(source.descriptor.digest).await.map_err(Stop::Error)? {
+        openers.attach(local);
+    }
     let fetch = |range: Range<u64>| collect(shared, source, &openers, &counters, range);
     let tail = fetch(tail_start..size).await?;
     let location = match footer::parse(&tail[tail.len().saturating_sub(footer::MAX_SIZE)..], size) {

@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use castor_layerfs::{LayerEngine, LayerId};
@@ -34,6 +35,8 @@ use crate::walk;
 const MAX_PARTS: usize = 400;
 /// How many of them at once.
 const FLATTEN: usize = 300;
+/// How often what was written is synced.
+const SYNC: Duration = Duration::from_secs(30);
 
 /// Snapshots over image trees and diff directories.
 pub struct LocalSnapshotter {
@@ -99,7 +102,7 @@ impl LocalSnapshotter {
         let known: HashSet<String> = state.diffs.keys().map(ToString::to_string).collect();
         let dir = root.clone();
         castor_task::blocking(move || tidy(&dir, &known)).await?;
-        Ok(Arc::new(Self {
+        let this = Arc::new(Self {
             root,
             db,
             engine,
@@ -109,7 +112,17 @@ impl LocalSnapshotter {
             boot,
             mounts: AtomicU64::new(0),
             rewriting: tokio::sync::Mutex::new(()),
-        }))
+        });
+        let (weak, token) = (Arc::downgrade(&this), this.scope.token().clone());
+        this.scope.spawn_named("sync snapshots", async move {
+            while tokio::time::timeout(SYNC, token.cancelled()).await.is_err() {
+                let Some(this) = weak.upgrade() else { return };
+                if let Err(error) = this.sync_idle().await {
+                    tracing::warn!(%error, "sync snapshots");
+                }
+            }
+        });
+        Ok(this)
     }
 
     /// The layer engine below.
@@ -137,15 +150,25 @@ impl LocalSnapshotter {
 
     /// Syncs everything, so that a crash of the machine loses nothing of what is here now.
     pub async fn sync(&self) -> Result<(), SnapshotError> {
+        self.sync_diffs(false).await
+    }
+
+    /// Syncs what is not being written to, such as cache mounts between two builds.
+    async fn sync_idle(&self) -> Result<(), SnapshotError> {
+        self.sync_diffs(true).await
+    }
+
+    async fn sync_diffs(&self, idle: bool) -> Result<(), SnapshotError> {
         let ids: Vec<DiffId> = {
             let state = self.state.lock();
-            state.diffs.iter().filter(|(_, diff)| diff.unsynced.is_some()).map(|(id, _)| *id).collect()
+            let unsynced = state.diffs.iter().filter(|(_, diff)| diff.unsynced.is_some());
+            unsynced.map(|(id, _)| *id).filter(|id| !idle || !state.pins.contains_key(id)).collect()
         };
         if ids.is_empty() {
             return Ok(());
         }
         sync_root(&self.root).await?;
-        self.write(synced(&self.state, &ids)).await
+        self.write(synced(&self.state, &ids, idle)).await
     }
 
     pub(crate) fn elements(&self, id: &SnapshotId) -> Result<Vec<Element>, SnapshotError> {
@@ -202,7 +225,7 @@ impl LocalSnapshotter {
         let (root, state, db) = (self.root.clone(), self.state.clone(), self.db.clone());
         self.scope.spawn_named(format!("sync diff {id}"), async move {
             match sync_root(&root).await {
-                Ok(()) => db.write_soon(synced(&state, &[id])),
+                Ok(()) => db.write_soon(synced(&state, &[id], false)),
                 Err(error) => tracing::warn!(diff = id.0, %error, "sync diff"),
             }
         });
@@ -379,11 +402,14 @@ impl LocalSnapshotter {
     }
 }
 
-/// Notes that diffs are on disk.
-fn synced(state: &Mutex<State>, ids: &[DiffId]) -> Batch {
+/// Notes that diffs are on disk; with `idle`, but those that came into use meanwhile.
+fn synced(state: &Mutex<State>, ids: &[DiffId], idle: bool) -> Batch {
     let mut batch = Batch::new();
     let mut state = state.lock();
     for id in ids {
+        if idle && state.pins.contains_key(id) {
+            continue;
+        }
         if let Some(diff) = state.diffs.get(id).cloned() {
             state.put_diff(*id, Diff { unsynced: None, ..diff }, &mut batch);
         }
@@ -558,6 +584,8 @@ impl Snapshotter for LocalSnapshotter {
             (Kind::Active, Some(Element::Diff(diff))) => Some(*diff),
             _ => None,
         };
+        // Pinned before its record is changed: whoever syncs leaves out what is pinned.
+        let _pins = self.pin(&info.elements);
         if let Some(diff) = upper {
             // It may be written to: what an earlier sync said holds no longer.
             let mut batch = Batch::new();
