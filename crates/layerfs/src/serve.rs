@@ -260,8 +260,15 @@ impl Filesystem for Files {
         let Some(fetcher) = served.fetcher.clone() else { return answer(&served, &range, reply) };
         // Reading ahead spawns fetches, which needs the runtime.
         let _runtime = self.runtime.enter();
-        if fetcher.here(&range) {
-            return answer(&served, &range, reply);
+        // A panic would end this thread, and with it every layer that is served: it costs this read, as it would in a task.
+        let here = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fetcher.here(&range)));
+        match here {
+            Ok(true) => return answer(&served, &range, reply),
+            Ok(false) => {}
+            Err(_) => {
+                (served.told)(range, Err("the planner of fetches panicked"));
+                return reply.error(Errno::EIO);
+            }
         }
         let parked = served.parked.lock().clone();
         self.scope.spawn_named(format!("read of layer file {}", node.0), async move {

@@ -117,7 +117,8 @@ impl Ahead {
             run.guess()
         });
         if next.is_some() {
-            (run.start, run.guessed, run.hits) = (member, run.guessed - run.hits, 0);
+            // More may have been right than this run guessed: others guess in its range too.
+            (run.start, run.guessed, run.hits) = (member, run.guessed.saturating_sub(run.hits), 0);
         }
         self.remember(run);
         next
@@ -218,6 +219,19 @@ mod tests {
         let free = 100_000 / FREE_SHARE as usize;
         let bound = 2500 + 2500 / SHARE as usize + free + 1;
         assert!(fetched <= bound, "{fetched} fetched, at most {bound} wanted");
+    }
+
+    #[test]
+    fn a_run_may_be_right_more_often_than_it_guessed() {
+        // What a landmark asks for is guessed without a run, and lies in the range of the one that comes by.
+        let mut ahead = Ahead::new(1 << 30);
+        let guess = ahead.missed(0, 1, 0);
+        ahead.open(8);
+        ahead.guessed(guess.from, 10, 1, 1);
+        for member in 1..10 {
+            ahead.hit(member, 1, 0);
+        }
+        assert_eq!(ahead.used(), 10);
     }
 
     #[test]
