@@ -44,11 +44,14 @@ pub struct LayerBlob {
     record: ImmutableRef,
 }
 
+/// A blob that is being made: of which record, in which form, at which level.
+type Wanted = (String, Form, Option<u32>);
+
 /// Makes blobs. Clones share their work: a blob that two exports want is made once.
 #[derive(Debug, Clone)]
 pub struct Blobs {
     store: Store,
-    flight: Flight<(String, Form, Option<u32>), Result<Variant, Arc<BlobError>>>,
+    flight: Flight<Wanted, Result<Variant, Arc<BlobError>>>,
 }
 
 impl Blobs {

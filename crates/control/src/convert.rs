@@ -62,7 +62,6 @@ pub(crate) fn request(wire: wire::SolveRequest) -> Result<Request, Status> {
 
 pub(crate) fn usage_record(info: RecordInfo) -> wire::UsageRecord {
     wire::UsageRecord {
-        parent: info.parents.first().cloned().unwrap_or_default(),
         parents: info.parents,
         id: info.id,
         mutable: info.mutable,
@@ -74,6 +73,7 @@ pub(crate) fn usage_record(info: RecordInfo) -> wire::UsageRecord {
         description: info.description,
         record_type: info.record_type.to_string(),
         shared: info.shared,
+        ..wire::UsageRecord::default()
     }
 }
 

@@ -121,7 +121,7 @@ impl Control for ControlService {
         let worker = self.daemon.worker();
         let shown =
             filters.is_empty() || filters.iter().any(|filter| worker_matches(filter, &worker.id, &worker.labels));
-        let record = shown.then(|| convert::worker(&worker, &self.policies, Self::version())).into_iter().collect();
+        let record = shown.then(|| convert::worker(worker, &self.policies, Self::version())).into_iter().collect();
         Ok(Response::new(wire::ListWorkersResponse { record }))
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use castor_blobs::BlobError;
-use castor_oci::{Digest, Reference};
+use castor_oci::Digest;
 use castor_store::StoreError;
 
 use crate::document::ConfigError;
@@ -32,19 +32,19 @@ pub enum ExportError {
     #[error("failed to push {reference}: layer {digest}: {source}")]
     PushBlob {
         /// Where to.
-        reference: Reference,
+        reference: String,
         /// The blob.
         digest: Digest,
         /// Why.
-        source: castor_registry::Error,
+        source: Box<castor_registry::Error>,
     },
     /// A manifest was not pushed.
     #[error("failed to push {reference}: {source}")]
     PushManifest {
         /// Where to.
-        reference: Reference,
+        reference: String,
         /// Why.
-        source: castor_registry::Error,
+        source: Box<castor_registry::Error>,
     },
     /// A push without a name to push to.
     #[error("image name is required for push")]

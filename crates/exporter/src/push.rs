@@ -112,11 +112,13 @@ impl Push<'_> {
     async fn manifest(&self, target: &Reference, document: &Document, name: &Reference) -> Result<(), ExportError> {
         let bytes = Bytes::from(document.bytes.clone());
         let pushed = self.registry.push_manifest(target, &document.descriptor.media_type, bytes, &self.access).await;
-        pushed.map(drop).map_err(|source| ExportError::PushManifest { reference: name.clone(), source })
+        pushed
+            .map(drop)
+            .map_err(|source| ExportError::PushManifest { reference: name.to_string(), source: Box::new(source) })
     }
 
     fn failed(&self, reference: &Reference, digest: Digest, source: castor_registry::Error) -> ExportError {
-        ExportError::PushBlob { reference: reference.clone(), digest, source }
+        ExportError::PushBlob { reference: reference.to_string(), digest, source: Box::new(source) }
     }
 }
 
