@@ -4,6 +4,8 @@ use std::fmt;
 
 use castor_llb::Range;
 
+use crate::lint::Warning;
+
 /// Places that an error is about, innermost first. Each becomes one source of BuildKit's error details.
 pub type Locations = Vec<Vec<Range>>;
 
@@ -13,17 +15,18 @@ pub struct DockerfileError {
     message: String,
     locations: Locations,
     cause: Option<crate::LookupError>,
+    warnings: Vec<Warning>,
 }
 
 impl DockerfileError {
     /// An error with BuildKit's words.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), locations: Vec::new(), cause: None }
+        Self { message: message.into(), locations: Vec::new(), cause: None, warnings: Vec::new() }
     }
 
     /// A look-up that failed.
     pub(crate) fn lookup(cause: crate::LookupError) -> Self {
-        Self { message: cause.to_string(), locations: Vec::new(), cause: Some(cause) }
+        Self { message: cause.to_string(), locations: Vec::new(), cause: Some(cause), warnings: Vec::new() }
     }
 
     /// Puts words before the message.
@@ -52,6 +55,18 @@ impl DockerfileError {
     pub(crate) fn only_at(mut self, location: &[Range]) -> Self {
         self.locations = vec![location.to_vec()];
         self
+    }
+
+    /// Adds what was found before it came to the error.
+    #[must_use]
+    pub(crate) fn warned(mut self, warnings: Vec<Warning>) -> Self {
+        self.warnings = warnings;
+        self
+    }
+
+    /// What is legal but unwise, found before it came to the error.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// What users read.

@@ -70,11 +70,14 @@ impl Converter<'_> {
         if let Some(Err(_)) = found.last() {
             found.rotate_right(1);
         }
+        let mut failed = None;
         for found in found {
-            let (wanted, base) = found?;
-            self.set_base(wanted, base);
+            match found {
+                Ok((wanted, base)) => self.set_base(wanted, base),
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     fn want(&mut self, position: usize, reachable: bool) -> Result<Wanted> {

@@ -68,7 +68,8 @@ fn marshalled(state: &State, what: &str) -> Result<Definition> {
 /// [`Options::filename`] in it, or its lower-case form if that is called `Dockerfile`.
 pub fn dockerfile_source(options: &Options) -> Result<Definition, DockerfileError> {
     if !options.force_local_dockerfile {
-        if let Some(state) = remote_context(options)? {
+        // A context from elsewhere brings its Dockerfile along; one that is an input does not.
+        if let Some(state) = remote_context(options)?.filter(|_| !options.context_url.is_empty()) {
             return marshalled(&state, "remote context");
         }
         if let Some(input) = options.inputs.get(&options.dockerfile_name) {

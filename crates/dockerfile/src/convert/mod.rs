@@ -115,7 +115,13 @@ struct Converter<'a> {
 
 /// Converts a Dockerfile.
 pub async fn convert(request: &Request<'_>, resolver: &dyn MetaResolver) -> Result<Target, DockerfileError> {
-    let mut converter = Converter::new(request, resolver)?;
+    let linter = linter(request)?;
+    let found = linter.clone();
+    build(request, resolver, linter).await.map_err(|error| error.warned(found.warnings()))
+}
+
+async fn build(request: &Request<'_>, resolver: &dyn MetaResolver, linter: Linter) -> Result<Target> {
+    let mut converter = Converter::new(request, resolver, linter)?;
     let target = converter.target()?;
     converter.build_graph()?;
     let reachable = converter.resolve_stages(target).await?;
@@ -125,12 +131,8 @@ pub async fn convert(request: &Request<'_>, resolver: &dyn MetaResolver) -> Resu
 }
 
 impl<'a> Converter<'a> {
-    fn new(request: &'a Request<'a>, resolver: &'a dyn MetaResolver) -> Result<Self> {
-        if request.dockerfile.is_empty() {
-            return Err(DockerfileError::new("the Dockerfile cannot be empty"));
-        }
+    fn new(request: &'a Request<'a>, resolver: &'a dyn MetaResolver, linter: Linter) -> Result<Self> {
         let options = request.options;
-        let linter = linter(request)?;
         let parsed = parser::parse(request.dockerfile)?;
         for &line in &parsed.empty_continuations {
             linter.report(Rule::NoEmptyContinuation, &[Range::lines(line, line)], "Empty continuation line");
@@ -236,6 +238,9 @@ impl<'a> Converter<'a> {
 
 /// The linter that the client's options or the file's own directive ask for.
 fn linter(request: &Request<'_>) -> Result<Linter> {
+    if request.dockerfile.is_empty() {
+        return Err(DockerfileError::new("the Dockerfile cannot be empty"));
+    }
     let config = match &request.options.lint {
         Some(config) => config.clone(),
         None => {

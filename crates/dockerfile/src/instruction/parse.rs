@@ -186,10 +186,12 @@ fn pairs(node: &Node, name: &str) -> Result<Vec<Pair>> {
 
 fn from(node: &Node, linter: &Linter) -> Result<Stage> {
     let location = node.location();
-    if let [_, keyword, name] = node.args.as_slice() {
-        if *name != name.to_lowercase() {
-            linter.report(Rule::StageNameCasing, &location, format!("Stage name '{name}' should be lowercase"));
-        }
+    if let [_, _, name] = node.args.as_slice()
+        && *name != name.to_lowercase()
+    {
+        linter.report(Rule::StageNameCasing, &location, format!("Stage name '{name}' should be lowercase"));
+    }
+    if let [_, keyword, _, ..] = node.args.as_slice() {
         let lower = node.name == node.name.to_lowercase();
         let upper = node.name == node.name.to_uppercase();
         let same = if lower { *keyword == keyword.to_lowercase() } else { *keyword == keyword.to_uppercase() };

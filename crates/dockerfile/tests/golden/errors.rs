@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use castor_dockerfile::Options;
+use castor_dockerfile::lint::Warning;
 use serde::Deserialize;
 
 use crate::corpus::{Resolver, read, report, run};
@@ -52,6 +53,11 @@ fn marked(excerpt: Option<&str>) -> Vec<i32> {
     lines.filter_map(|line| line.split_once(" | >>>")).map(|(number, _)| number.trim().parse().unwrap()).collect()
 }
 
+fn compare_warnings(got: &[Warning], want: &[String]) -> Option<String> {
+    let got: Vec<String> = got.iter().map(Warning::message).collect();
+    (got != want).then(|| format!("warnings {got:?}\n     want {want:?}"))
+}
+
 fn differs(case: &Case) -> Option<String> {
     let long = || format!("FROM golden.test/base:1\nRUN echo {}; false\n", "x".repeat(70_000));
     let dockerfile = case.dockerfile.clone().unwrap_or_else(long);
@@ -72,10 +78,7 @@ fn differs(case: &Case) -> Option<String> {
         && !case.steps.iter().any(|step| step.starts_with('[') && step.contains("/1] "));
     match result {
         Ok(_) if in_frontend => Some(format!("no error, want {:?}", case.error)),
-        Ok(target) => {
-            let got: Vec<String> = target.warnings.iter().map(castor_dockerfile::lint::Warning::message).collect();
-            (got != case.warnings).then(|| format!("warnings {got:?}\n     want {:?}", case.warnings))
-        }
+        Ok(target) => compare_warnings(&target.warnings, &case.warnings),
         Err(error) if !in_frontend => Some(format!("error {error}, want it elsewhere: {:?}", case.error)),
         Err(error) => {
             let want = case.error.clone().unwrap_or_default();
@@ -86,7 +89,10 @@ fn differs(case: &Case) -> Option<String> {
             let ranges = error.locations().last().map(Vec::as_slice).unwrap_or_default();
             let got: Vec<i32> = ranges.iter().map(|range| range.start.line).filter(|&line| line > 0).collect();
             let want = marked(case.source_excerpt.as_deref());
-            (got != want).then(|| format!("lines {got:?}\n want {want:?}"))
+            if got != want {
+                return Some(format!("lines {got:?}\n want {want:?}"));
+            }
+            compare_warnings(error.warnings(), &case.warnings)
         }
     }
 }

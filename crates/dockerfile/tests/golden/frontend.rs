@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use castor_dockerfile::lint::Warning;
 use castor_dockerfile::parser::directive::detect_syntax;
 use castor_dockerfile::{Options, Target, frontend_caps, platform};
 use castor_llb::{CapSet, Graph, Limits};
@@ -42,11 +43,12 @@ struct Case {
 struct Failure {
     message: String,
     lines: Vec<Vec<i32>>,
+    warnings: Vec<String>,
 }
 
 impl<E: std::fmt::Display> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { message: error.to_string(), lines: Vec::new() }
+        Self { message: error.to_string(), lines: Vec::new(), warnings: Vec::new() }
     }
 }
 
@@ -132,7 +134,7 @@ fn frontend(case: &Case) -> Result<(Targets, Vec<String>), Failure> {
     frontend_caps(case.attrs.get("frontend.caps").map_or("", String::as_str))?;
     if let Some(syntax) = detect_syntax(case.dockerfile.as_bytes()) {
         let lines = vec![syntax.location.iter().map(|range| range.start.line).collect()];
-        return Err(Failure { message: format!("forwarded to {}", syntax.first_word), lines });
+        return Err(Failure { message: format!("forwarded to {}", syntax.first_word), lines, warnings: Vec::new() });
     }
     let resolver = Resolver { ignore: case.ignore.clone() };
     let platforms: Vec<_> = match options.platforms.as_slice() {
@@ -147,27 +149,29 @@ fn frontend(case: &Case) -> Result<(Targets, Vec<String>), Failure> {
             (Some(platform), true) => platform::format_all(platform).replace('/', "-"),
             (None, true) => "linux-amd64".to_owned(),
         };
+        let messages = |list: &[Warning]| list.iter().map(Warning::message).collect::<Vec<_>>();
         let target = run(&case.dockerfile, &options, &resolver, target_platform).map_err(|error| Failure {
             message: error.message().to_owned(),
+            warnings: warnings.clone().unwrap_or_else(|| messages(error.warnings())),
             lines: error
                 .locations()
                 .iter()
                 .map(|ranges| ranges.iter().map(|range| range.start.line).collect())
                 .collect(),
         })?;
-        let found = target.warnings.iter().map(castor_dockerfile::lint::Warning::message).collect();
-        warnings.get_or_insert(found);
+        warnings.get_or_insert(messages(&target.warnings));
         targets.insert(key, target);
     }
     Ok((targets, warnings.unwrap_or_default()))
 }
 
 fn differs(case: &Case) -> Option<String> {
-    let (targets, mut warnings) = match (frontend(case), &case.error) {
+    let (targets, warnings) = match (frontend(case), &case.error) {
         (Err(failure), Some(want)) if failure.message == *want => {
-            // An error that has no place of its own may stand for none.
-            return (failure.lines != case.lines)
-                .then(|| format!("lines {:?}\n want {:?} ({want})", failure.lines, case.lines));
+            if failure.lines != case.lines {
+                return Some(format!("lines {:?}\n want {:?} ({want})", failure.lines, case.lines));
+            }
+            return compare_warnings(failure.warnings, &case.warnings);
         }
         (Err(failure), want) => return Some(format!("error {}\n want {want:?}", failure.message)),
         (Ok(_), Some(want)) => return Some(format!("no error, want {want}")),
@@ -179,11 +183,15 @@ fn differs(case: &Case) -> Option<String> {
             return Some(format!("{key} {what}"));
         }
     }
-    let mut want = case.warnings.clone();
-    // The order of warnings about one line is not fixed.
-    warnings.sort();
+    compare_warnings(warnings, &case.warnings)
+}
+
+/// The order of warnings about one line is not fixed.
+fn compare_warnings(mut got: Vec<String>, want: &[String]) -> Option<String> {
+    let mut want = want.to_vec();
+    got.sort();
     want.sort();
-    (warnings != want).then(|| format!("warnings {warnings:?}\n    want {want:?}"))
+    (got != want).then(|| format!("warnings {got:?}\n    want {want:?}"))
 }
 
 #[test]

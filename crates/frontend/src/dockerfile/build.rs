@@ -131,10 +131,10 @@ impl Target<'_> {
             caps: CapSet::supported(),
             lint: first,
         };
-        let target = Box::pin(convert(&request, self.resolver)).await.map_err(|error| self.failed(&error))?;
-        for warning in &target.warnings {
-            self.warn(warning);
-        }
+        let converted = Box::pin(convert(&request, self.resolver)).await;
+        let warnings = converted.as_ref().map_or_else(DockerfileError::warnings, |target| &target.warnings);
+        warnings.iter().for_each(|warning| self.warn(warning));
+        let target = converted.map_err(|error| self.failed(&error))?;
         let reference = self.load(target.definition.clone()).await?;
         let platform = platform.unwrap_or_else(Platform::host);
         Ok(Built { reference, target, platform })
