@@ -5,7 +5,7 @@ use castor_oci::{Digest, Hasher};
 
 use super::ChecksumOptions;
 use super::scan::{Scan, ScanError};
-use super::tree::{Entry, Key, Tree, path_of};
+use super::tree::{Entry, Key, Tree, key_of, path_of};
 
 /// How many links a path may lead through.
 const MAX_LINKS: usize = 255;
@@ -62,6 +62,10 @@ fn clean(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
+fn slash(byte: &u8) -> bool {
+    *byte == b'/'
+}
+
 fn has_wildcards(text: &str) -> bool {
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
@@ -104,11 +108,20 @@ impl Selection<'_> {
         }
         let included = self.included(path, options)?;
         for required in &options.required_paths {
-            self.require(path, required)?;
+            // There itself, not only through links, and not excluded.
+            let wanted = clean(required);
+            let key = key_of(wanted.as_bytes());
+            if !included.iter().any(|one| one.key == key || is_below(&one.key, &key)) {
+                return Err(Failure::NotFound(wanted));
+            }
         }
         if included.is_empty() {
             return Ok(Digest::of(""));
         }
+        // What was asked for by its name counts without it.
+        let named =
+            |one: &Included| one.key.rsplit(|byte| *byte == 0).next() == clean(path).as_bytes().rsplit(slash).next();
+        let alone = included.len() == 1 && named(&included[0]);
         let mut hasher = Hasher::new();
         for one in included {
             let digest = if one.link && one.direct && options.follow_links {
@@ -116,19 +129,13 @@ impl Selection<'_> {
             } else {
                 one.digest
             };
+            if alone {
+                return Ok(digest);
+            }
             hasher.update(&one.name);
             hasher.update(digest.to_string());
         }
         Ok(hasher.finish())
-    }
-
-    /// A path that was asked for by name has to be there, whatever patterns say.
-    fn require(&mut self, path: &str, required: &str) -> Result<(), Failure> {
-        let wanted = clean(&format!("{path}/{required}"));
-        match self.resolve(&wanted, false)? {
-            Some(_) => Ok(()),
-            None => Err(Failure::NotFound(clean(required))),
-        }
     }
 
     /// The digest of the whole of what is at `path`.
@@ -271,12 +278,10 @@ impl Selection<'_> {
             true => split_pattern(&pattern),
             false => (pattern.clone(), None),
         };
-        let Some(root) = self.resolve(&base, true)? else {
-            // A pattern that nothing matches is an empty selection; a path has to be there.
-            return match options.wildcard && pattern.is_some() {
-                true => Ok(Vec::new()),
-                false => Err(Failure::NotFound(base)),
-            };
+        // Where a pattern begins, links are followed; what is asked for by its path may itself be one.
+        let Some(root) = self.resolve(&base, pattern.is_some())? else {
+            // Nothing to select from is an empty selection. Whether there has to be something is for the operation to say.
+            return Ok(Vec::new());
         };
         let bad = |error: castor_fsutil::PatternError| Failure::Invalid(error.to_string());
         let matcher = |patterns: &[String]| -> Result<Option<Patterns>, Failure> {
