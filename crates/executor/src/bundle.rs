@@ -1,7 +1,7 @@
 //! The directory of one container: what the runtime reads, and the mounts made for it.
 //!
 //! ```text
-//! <root>/bundles/<id>/config.json    the specification
+//! <root>/bundles/<id>/config.json    the specification: a link into our memory, for secrets may be in it
 //!                     hosts          generated, mounted into the container
 //!                     resolv.conf    the same
 //!                     mounts/<n>     sources that had to be mounted by us
@@ -10,10 +10,12 @@
 //! ```
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::MemfdFlags;
 use rustix::mount::UnmountFlags;
 
 use crate::error::ExecError;
@@ -34,6 +36,8 @@ pub struct Bundle {
     stubs: Stubs,
     /// Dropped before the directory is removed.
     mounts: Option<Mounts>,
+    /// What `config.json` leads to.
+    spec: Option<InMemory>,
 }
 
 impl Bundle {
@@ -44,9 +48,13 @@ impl Bundle {
             Root::open(root_path).map_err(|err| ExecError::setup(format!("open the root {root_path:?}"), err))?;
         let user = user::lookup(&root, &plan.meta.user)?;
         let dir = bundles(&config.root).join(id);
-        make_dir(&dir)?;
+        // Not made where it is there already: an id is used once at a time.
+        fs::DirBuilder::new()
+            .mode(0o711)
+            .create(&dir)
+            .map_err(|err| ExecError::setup(format!("create {dir:?}"), err))?;
         // From here on the directory is removed with the value.
-        let mut bundle = Self { dir, cgroup: PathBuf::new(), root, stubs: Stubs::default(), mounts: None };
+        let mut bundle = Self { dir, cgroup: PathBuf::new(), root, stubs: Stubs::default(), mounts: None, spec: None };
         bundle.fill(id, config, plan, &user)?;
         Ok(bundle)
     }
@@ -81,9 +89,12 @@ impl Bundle {
             cgroup_parent: parent,
             apparmor_profile: &config.apparmor_profile,
         };
-        let json = serde_json::to_string(&spec::spec(&container)?)
+        let json = serde_json::to_vec(&spec::spec(&container)?)
             .map_err(|err| ExecError::setup("encode the container's specification", err))?;
-        self.write("config.json", &json)?;
+        let spec = InMemory::new(&json)?;
+        let path = self.dir.join("config.json");
+        symlink(spec.path(), &path).map_err(|err| ExecError::setup(format!("create {path:?}"), err))?;
+        self.spec = Some(spec);
         Ok(())
     }
 
@@ -120,6 +131,27 @@ impl Drop for Bundle {
     }
 }
 
+/// A file without a place on any disk, which the runtime reads by a path.
+pub struct InMemory {
+    fd: OwnedFd,
+}
+
+impl InMemory {
+    /// A file with this content.
+    pub fn new(content: &[u8]) -> Result<Self, ExecError> {
+        let failed = |err: io::Error| ExecError::setup("write a specification in memory", err);
+        let fd = rustix::fs::memfd_create("castor-spec", MemfdFlags::CLOEXEC).map_err(|err| failed(err.into()))?;
+        let mut file = fs::File::from(fd);
+        file.write_all(content).map_err(failed)?;
+        Ok(Self { fd: file.into() })
+    }
+
+    /// The path by which other processes of ours can open it.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd()))
+    }
+}
+
 /// What of a process a bundle is made from.
 pub struct Plan {
     pub root: RootMount,
@@ -140,9 +172,14 @@ pub fn bundles(root: &Path) -> PathBuf {
     root.join("bundles")
 }
 
-fn make_dir(path: &Path) -> Result<(), ExecError> {
-    // Others may pass through: a container's user follows the mounts, but nobody lists them.
-    fs::DirBuilder::new().mode(0o711).create(path).map_err(|err| ExecError::setup(format!("create {path:?}"), err))
+/// Makes a directory, and what is missing above it. Others may pass through (a container's user follows the mounts), but
+/// nobody lists or changes what is in it.
+pub fn make_dir(path: &Path) -> Result<(), ExecError> {
+    fs::DirBuilder::new()
+        .mode(0o711)
+        .recursive(true)
+        .create(path)
+        .map_err(|err| ExecError::setup(format!("create {path:?}"), err))
 }
 
 /// Removes a bundle's directory. Nothing in it is followed, and nothing that is still mounted is touched: only the files

@@ -1,10 +1,10 @@
 //! Sources of mounts, made ready for the runtime: it takes paths, so whatever else a source is becomes a mount of the
 //! daemon's, in the bundle, for as long as the process runs.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{PermissionsExt as _, fchown};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType};
@@ -72,9 +72,9 @@ impl Mounts {
     fn bind(&mut self, fd: BorrowedFd<'_>, point: &Path) -> io::Result<()> {
         let stat = rustix::fs::fstat(fd)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            fs::create_dir(point)?;
+            private_dir(point)?;
         } else {
-            File::create(point)?;
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(point)?;
         }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -92,7 +92,7 @@ impl Mounts {
 
     /// Writes the secret to a file system in memory of its own.
     fn secret(&mut self, secret: &Secret, point: &Path) -> io::Result<PathBuf> {
-        fs::create_dir(point)?;
+        private_dir(point)?;
         let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
         // Never to be swapped to a disk, where the kernel knows how.
         let mounted = rustix::mount::mount("tmpfs", point, "tmpfs", flags, Some(c"mode=0700,noswap"))
@@ -100,8 +100,7 @@ impl Mounts {
         mounted?;
         self.points.push(point.to_path_buf());
         let path = point.join("secret");
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         file.write_all(&secret.data)?;
         fchown(&file, Some(secret.uid), Some(secret.gid))?;
         file.set_permissions(fs::Permissions::from_mode(secret.mode & 0o7777))?;
@@ -131,6 +130,11 @@ pub fn remove_empty_file(path: &Path) {
         // It is a mount point of ours; one that stays is found by the next start.
         let _ = fs::remove_file(path);
     }
+}
+
+/// The daemon runs without a umask, so modes are said.
+fn private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(path)
 }
 
 fn attach(tree: BorrowedFd<'_>, point: &Path) -> io::Result<()> {

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{self, Bundle, Plan};
+use crate::bundle::{self, Bundle, InMemory, Plan};
 use crate::error::{ExecError, ExitStatus};
 use crate::process::{Meta, Network, Process, Stdio};
 use crate::rooted::Root;
@@ -98,7 +98,7 @@ impl Runc {
     pub fn new(config: Config) -> Result<Self, ExecError> {
         let state = config.root.join("runtime");
         for dir in [&state, &bundle::bundles(&config.root)] {
-            fs::create_dir_all(dir).map_err(|err| ExecError::setup(format!("create {dir:?}"), err))?;
+            bundle::make_dir(dir)?;
         }
         if !config.apparmor_profile.is_empty() && !apparmor_is_enabled() {
             return Err(ExecError::Invalid(format!(
@@ -263,12 +263,12 @@ impl Shared {
         let number = self.processes.fetch_add(1, Ordering::Relaxed);
         let dir = bundle::bundles(&self.config.root).join(id);
         let file = |suffix: &str| dir.join(format!("exec-{number}.{suffix}"));
-        let (process_file, pid_file, log_file) = (file("json"), file("pid"), file("log"));
+        let (pid_file, log_file) = (file("pid"), file("log"));
         let (tty, valid) = (meta.tty, meta.valid_exit_codes.clone());
-        let written = process_file.clone();
-        blocking(move || write_process(&dir, &running, meta, &written)).await?;
+        // Kept until the process has ended: the runtime reads it when it likes.
+        let described = blocking(move || describe(&dir, &running, meta)).await?;
 
-        let mut command = self.runtime.exec(id, &process_file, &pid_file, &log_file);
+        let mut command = self.runtime.exec(id, &described.path(), &pid_file, &log_file);
         let streams = Streams::attach(stdio, tty, &mut command)
             .map_err(|err| ExecError::setup("open the streams of a process", err))?;
         let mut child = self.runtime.spawn(command).await?;
@@ -276,7 +276,7 @@ impl Shared {
             streams.start(&mut child).map_err(|err| ExecError::setup("open the streams of a process", err))?;
         let status = self.wait(&mut child, &mut pumps, cancel, Target::PidFile(&pid_file)).await;
         let output = finish(&mut pumps, cancel).await;
-        for path in [process_file, pid_file, log_file] {
+        for path in [pid_file, log_file] {
             // The bundle may be gone by now.
             let _ = fs::remove_file(path);
         }
@@ -415,8 +415,8 @@ fn judge(status: ChildStatus, out_of_memory: bool, valid: &[i32], process: Strin
     if accepted { Ok(()) } else { Err(ExecError::Exit { process, status: ExitStatus { code, out_of_memory } }) }
 }
 
-/// Writes what `runtime exec` takes: what the container's first process was, with what `meta` says otherwise.
-fn write_process(dir: &Path, running: &Running, meta: Meta, file: &Path) -> Result<(), ExecError> {
+/// What `runtime exec` takes: what the container's first process was, with what `meta` says otherwise.
+fn describe(dir: &Path, running: &Running, meta: Meta) -> Result<InMemory, ExecError> {
     let config = dir.join("config.json");
     let bytes = fs::read(&config).map_err(|err| ExecError::setup(format!("read {config:?}"), err))?;
     let invalid = |err: &dyn std::fmt::Display| ExecError::Invalid(format!("container specification: {err}"));
@@ -436,7 +436,7 @@ fn write_process(dir: &Path, running: &Running, meta: Meta, file: &Path) -> Resu
         process.set_env(Some(spec::environment(&meta.env)));
     }
     let json = serde_json::to_vec(&process).map_err(|err| invalid(&err))?;
-    fs::write(file, json).map_err(|err| ExecError::setup(format!("write {file:?}"), err))
+    InMemory::new(&json)
 }
 
 fn check(process: &Process) -> Result<(), ExecError> {

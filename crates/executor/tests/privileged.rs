@@ -468,6 +468,10 @@ async fn privileged_more_processes_in_a_container() {
         ..Meta::default()
     };
     let never = CancellationToken::new();
+    // What the container is made from may hold secrets: it is in no file.
+    let config = bench.dir.path().join("executor/bundles/box/config.json");
+    assert!(fs::read_link(&config).unwrap().starts_with("/proc"));
+    assert!(fs::read_to_string(&config).unwrap().contains("FROM=container"));
     let output = Captured::default();
     let stdio = Stdio { stdout: output.output(), ..Stdio::default() };
     bench.runc.exec("box", exec("echo $FROM; id -u; hostname", "web"), stdio, &never).await.unwrap();
