@@ -1,11 +1,14 @@
 //! A failed build as its client sees it: message, code, and where in which file.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use castor_llb::Graph;
 use castor_llb::op::Op;
 use castor_proto::errdefs::{Detail, Index, Solve, Source, Vertex};
 use castor_proto::{Any, pb, protojson};
 use castor_solver::{SolveError, SolveErrorKind, Stage};
 use prost::Message as _;
+use serde_json::{Map, Value, json};
 
 use crate::bridge::code;
 use crate::{BridgeError, OpError};
@@ -25,8 +28,39 @@ impl From<OpError> for BridgeError {
     }
 }
 
-/// What a client is told of `error`, which solving `graph` ended with.
-pub fn failure(error: &SolveError, graph: &Graph) -> BridgeError {
+/// A source file and places in it, as an error's detail: with the definition that the file came from, if that is known.
+pub fn source_detail(info: &pb::SourceInfo, ranges: &[pb::Range]) -> Source {
+    let mut source = Source::new(info, ranges);
+    if let (Some(described), Some(definition)) = (&mut source.info, &info.definition) {
+        described.definition = Some(definition_json(definition));
+    }
+    source
+}
+
+/// A definition as Go's `encoding/json` writes it, without its own source map.
+fn definition_json(definition: &pb::Definition) -> Value {
+    let ops: Vec<Value> = definition.def.iter().map(|op| STANDARD.encode(op).into()).collect();
+    let mut object = Map::new();
+    object.insert("def".to_owned(), ops.into());
+    let metadata = definition.metadata.iter().map(|(digest, metadata)| {
+        let mut fields = Map::new();
+        if metadata.ignore_cache {
+            fields.insert("ignore_cache".to_owned(), true.into());
+        }
+        if !metadata.description.is_empty() {
+            fields.insert("description".to_owned(), json!(metadata.description));
+        }
+        if !metadata.caps.is_empty() {
+            fields.insert("caps".to_owned(), json!(metadata.caps));
+        }
+        (digest.clone(), Value::Object(fields))
+    });
+    object.insert("metadata".to_owned(), Value::Object(metadata.collect()));
+    Value::Object(object)
+}
+
+/// What a client is told of `error`, which solving `graph` ended with. `source` is the source map as it was sent.
+pub fn failure(error: &SolveError, graph: &Graph, source: Option<&pb::Source>) -> BridgeError {
     let op_error = error.operation_error().and_then(|error| error.downcast_ref::<OpError>());
     let code = match op_error {
         Some(error) => error.code(),
@@ -36,15 +70,13 @@ pub fn failure(error: &SolveError, graph: &Graph) -> BridgeError {
     let mut failure = BridgeError::new(code, error.to_string());
     let Some(vertex) = error.vertex().and_then(|digest| graph.get(&digest)) else { return failure };
     failure.push(&Vertex { digest: vertex.digest.to_string() });
-    for (file, ranges) in graph.source_map.ranges(&vertex.digest) {
-        let info = pb::SourceInfo {
-            filename: file.filename.clone(),
-            data: file.data.clone(),
-            definition: None,
-            language: file.language.clone(),
-        };
-        let ranges: Vec<pb::Range> = ranges.iter().map(|range| range.to_pb()).collect();
-        failure.push(&Source::new(&info, &ranges));
+    let infos = source.map_or(&[][..], |source| &source.infos);
+    let locations = source.and_then(|source| source.locations.get(&vertex.digest.to_string()));
+    for location in locations.iter().flat_map(|locations| &locations.locations) {
+        let info = usize::try_from(location.source_index).ok().and_then(|index| infos.get(index));
+        if let Some(info) = info {
+            failure.push(&source_detail(info, &location.ranges));
+        }
     }
     let mut solve = Solve {
         op: pb::Op::decode(vertex.raw.clone()).ok().map(|op| protojson::op(&op)),

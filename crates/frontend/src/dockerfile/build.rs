@@ -10,8 +10,8 @@ use castor_dockerfile::{
 use castor_llb::{CapSet, Definition};
 use castor_oci::{Digest, Platform};
 use castor_ops::bridge::{ReadFile, code};
-use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
-use castor_proto::errdefs::{FrontendCap, Source, Subrequest};
+use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult, source_detail};
+use castor_proto::errdefs::{FrontendCap, Subrequest};
 use castor_proto::pb;
 use castor_wire::Failure;
 use futures::future::try_join_all;
@@ -48,7 +48,7 @@ impl Text {
         let info = self.info();
         for location in locations {
             let ranges: Vec<pb::Range> = location.iter().map(|range| range.to_pb()).collect();
-            failure.push(&Source::new(&info, &ranges));
+            failure.push(&source_detail(&info, &ranges));
         }
         from_failure(&failure)
     }
@@ -82,6 +82,10 @@ impl Text {
 
 pub(super) async fn build(bridge: Arc<dyn Bridge>, request: FrontendRequest) -> Result<SolveResult, BridgeError> {
     let inputs = request.inputs.clone();
+    if inputs.values().any(Definition::is_empty) {
+        let message = "failed to get frontend inputs: invalid nil input definition to definition op";
+        return Err(BridgeError::unknown(message));
+    }
     let options = Options::from_attrs(&request.options, &bridge.session(), inputs).map_err(|error| refused(&error))?;
     let missing_cap = frontend_caps(request.options.get("frontend.caps").map_or("", String::as_str))
         .map_err(|error| refused(&error))?;
@@ -164,6 +168,9 @@ impl Target<'_> {
     }
 
     fn failed(&self, error: &DockerfileError) -> BridgeError {
+        for warning in error.warnings() {
+            self.warn(warning);
+        }
         // A look-up's error brings its own code and details.
         let cause = error.cause().and_then(|cause| cause.downcast_ref::<BridgeError>());
         let mut base = cause.cloned().unwrap_or_else(|| BridgeError::unknown(""));

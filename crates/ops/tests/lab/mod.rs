@@ -232,7 +232,8 @@ impl Lab {
             .unwrap();
         let result = graph.result.unwrap();
         let built = job.build(&loaded, Edge { vertex: result.vertex, output: result.output }).await;
-        let built = built.map(|built| built.result).map_err(|error| failure(&error, &graph));
+        let built =
+            built.map(|built| built.result).map_err(|error| failure(&error, &graph, definition.source.as_ref()));
         job.close().await;
         (built, seen)
     }
