@@ -23,6 +23,9 @@ pub enum ReferenceError {
     /// Upper-case letters in the repository.
     #[error("invalid reference format: repository name ({0}) must be lowercase")]
     Uppercase(String),
+    /// Upper-case letters in a host that is none.
+    #[error("repository name must be lowercase")]
+    NotLowercase,
     /// The repository's name is over 255 characters.
     #[error("repository name must not be more than 255 characters")]
     TooLong,
@@ -109,6 +112,18 @@ impl FromStr for Reference {
 
     /// Parses and normalises: `golang` is `docker.io/library/golang:latest`.
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let lower = text.to_lowercase();
+        match Self::parse(text) {
+            Err(ReferenceError::Format) if lower != text && Self::parse(&lower) != Err(ReferenceError::Format) => {
+                Err(ReferenceError::NotLowercase)
+            }
+            result => result,
+        }
+    }
+}
+
+impl Reference {
+    fn parse(text: &str) -> Result<Self, ReferenceError> {
         if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(ReferenceError::Id(text.to_owned()));
         }
@@ -256,6 +271,7 @@ mod tests {
             (format!("a@md5:{zeros}"), ReferenceError::DigestAlgorithm),
             ("a@sha256:1".to_owned(), ReferenceError::Format),
             ("a.b@x/c".to_owned(), ReferenceError::Format),
+            ("A_B.c/d".to_owned(), ReferenceError::NotLowercase),
         ] {
             assert_eq!(text.parse::<Reference>(), Err(want), "{text}");
         }

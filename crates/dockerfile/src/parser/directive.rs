@@ -25,7 +25,12 @@ pub fn key_value(text: &str) -> Option<(String, String)> {
     }
     // What counts as a space here is what does for Go's `\s`.
     let space = |c: char| matches!(c, ' ' | '\t' | '\n' | '\r' | '\u{c}');
-    let value = rest.trim_start_matches(space).strip_prefix('=')?.trim_matches(space);
+    let behind = rest.trim_start_matches(space).strip_prefix('=')?;
+    // Nothing but blanks is a value of one blank.
+    let value = match behind.trim_matches(space) {
+        "" => behind.get(behind.len().saturating_sub(1)..).unwrap_or_default(),
+        value => value,
+    };
     let name = name.to_lowercase();
     let known = matches!(name.as_str(), "syntax" | "escape" | "check");
     (known && !value.is_empty() && !value.contains('\n')).then(|| (name, value.to_owned()))
@@ -138,6 +143,7 @@ mod tests {
             ("# comment\n# syntax=a\n", None, 0),
             ("\n# syntax=a\n", None, 0),
             ("# syntax=\n", None, 0),
+            ("# syntax=  \n", Some(""), 1),
         ] {
             let found = detect_syntax(text.as_bytes());
             assert_eq!(found.as_ref().map(|found| found.first_word.as_str()), want, "{text}");

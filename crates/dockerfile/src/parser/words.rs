@@ -220,13 +220,17 @@ fn json_or_words(text: &str) -> Result<(Vec<String>, bool)> {
 }
 
 fn health_check(text: &str) -> Result<(Vec<String>, bool)> {
-    let end = text.find(char::is_whitespace).unwrap_or(text.len());
+    // Byte by byte, as in [`split_flags`].
+    let bytes = text.as_bytes();
+    let is_space = |byte: &u8| char::from(*byte).is_whitespace();
+    let end = bytes.iter().position(is_space).unwrap_or(bytes.len());
     if end == 0 {
         return Ok((Vec::new(), false));
     }
-    let (kind, rest) = text.split_at(end);
-    let (mut args, json) = json_or_text(rest.trim_start())?;
-    args.insert(0, kind.to_owned());
+    let kind = String::from_utf8_lossy(&bytes[..end]).into_owned();
+    let blanks = bytes[end..].iter().take_while(|byte| is_space(byte)).count();
+    let (mut args, json) = json_or_text(&tail(text, end + blanks))?;
+    args.insert(0, kind);
     Ok((args, json))
 }
 
