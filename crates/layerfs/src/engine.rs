@@ -253,7 +253,9 @@ impl LayerEngine {
             }
             std::fs::remove_dir_all(&doomed).map_err(|e| LayerError::io("remove", &doomed, e))
         })
-        .await
+        .await?;
+        self.trees.forget(&self.shared).await;
+        Ok(())
     }
 
     /// Bytes on disk of a layer object.

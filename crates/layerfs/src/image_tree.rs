@@ -106,13 +106,10 @@ impl Trees {
             return Err(LayerError::Mount(reason.clone()));
         }
         let path = shared.config.root.join("trees").join(format!("{}.erofs", name.hex()));
-        let in_use: HashSet<Digest> = {
-            let mounted = self.mounted.lock();
-            mounted.iter().filter(|(_, tree)| tree.strong_count() > 0).map(|(name, _)| *name).collect()
-        };
+        let in_use = self.in_use();
         let (this, users) = (shared.clone(), self.users.clone());
         let tree = castor_task::blocking(move || {
-            tidy(path.parent().unwrap_or(&path), &in_use);
+            tidy(path.parent().unwrap_or(&path), &in_use, KEPT);
             mount(&this, layers, base, name, &path, users)
         })
         .await?;
@@ -122,13 +119,25 @@ impl Trees {
         mounted.insert(name, Arc::downgrade(&tree));
         Ok(tree)
     }
+
+    /// Deletes all images that are not mounted: layers are going, and nothing tells whose images are theirs.
+    pub(crate) async fn forget(&self, shared: &Shared) {
+        let _one = self.building.lock().await;
+        let (dir, in_use) = (shared.config.root.join("trees"), self.in_use());
+        castor_task::blocking(move || tidy(&dir, &in_use, 0)).await;
+    }
+
+    fn in_use(&self) -> HashSet<Digest> {
+        let mounted = self.mounted.lock();
+        mounted.iter().filter(|(_, tree)| tree.strong_count() > 0).map(|(name, _)| *name).collect()
+    }
 }
 
 /// Images that are kept for the next time they are wanted.
 const KEPT: usize = 256;
 
-/// Deletes the oldest images that are not mounted, if there are many.
-fn tidy(dir: &Path, in_use: &HashSet<Digest>) {
+/// Deletes the oldest images that are not mounted but for `kept` of them.
+fn tidy(dir: &Path, in_use: &HashSet<Digest>, kept: usize) {
     let in_use: HashSet<String> = in_use.iter().map(|name| format!("{}.erofs", name.hex())).collect();
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     let mut images: Vec<_> = entries
@@ -136,11 +145,8 @@ fn tidy(dir: &Path, in_use: &HashSet<Digest>) {
         .filter(|entry| !entry.file_name().to_str().is_some_and(|name| in_use.contains(name)))
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
-    if images.len() <= KEPT {
-        return;
-    }
     images.sort();
-    for (_, path) in images.iter().take(images.len() - KEPT) {
+    for (_, path) in images.iter().take(images.len().saturating_sub(kept)) {
         if let Err(error) = std::fs::remove_file(path) {
             tracing::debug!(path = %path.display(), %error, "delete image tree");
         }
