@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use castor_exporter::{BuildResult, ExportCx, Exporter, ImageExporter, LocalExporter, Response, TarExporter};
+use castor_exporter::{
+    ArchiveExporter, ArchiveKind, BuildResult, ExportCx, Exporter, ImageExporter, LocalExporter, Response, TarExporter,
+};
 use castor_frontend::Gateway;
 use castor_oci::Digest;
 use castor_ops::bridge::code;
@@ -206,14 +208,18 @@ impl Build {
             attrs.entry("source-date-epoch".into()).or_insert_with(|| epoch.clone());
         }
         let daemon = &self.daemon;
+        let archive = |kind| {
+            let (blobs, registry) = (daemon.blobs.clone(), daemon.registry.clone());
+            ArchiveExporter::new(kind, blobs, registry, daemon.sessions.clone(), &attrs)
+                .map(|exporter| Box::new(exporter) as _)
+        };
         let exporter: Result<Box<dyn Exporter>, _> = match request.kind.as_str() {
             "image" => ImageExporter::new(daemon.blobs.clone(), daemon.registry.clone(), &attrs)
                 .map(|exporter| Box::new(exporter) as _),
             "local" => LocalExporter::new(daemon.sessions.clone(), &attrs).map(|exporter| Box::new(exporter) as _),
             "tar" => TarExporter::new(daemon.sessions.clone(), &attrs).map(|exporter| Box::new(exporter) as _),
-            kind @ ("oci" | "docker") => {
-                return Err(BridgeError::unimplemented(format!("exporter {kind:?} is not supported by castor yet")));
-            }
+            "oci" => archive(ArchiveKind::Oci),
+            "docker" => archive(ArchiveKind::Docker),
             kind => return Err(BridgeError::unknown(format!("exporter {kind:?} could not be found"))),
         };
         exporter.map_err(|error| BridgeError::unknown(error.to_string()))

@@ -50,10 +50,33 @@ impl ImageExporter {
         if options.push && options.names.is_empty() {
             return Err(ExportError::NoName);
         }
-        Ok(Self { blobs, registry, options })
+        Ok(Self::with_options(blobs, registry, options))
     }
 
-    async fn assemble(&self, cx: &ExportCx, result: &BuildResult) -> Result<Assembled, ExportError> {
+    pub(crate) fn with_options(blobs: Blobs, registry: Client, options: ImageOptions) -> Self {
+        Self { blobs, registry, options }
+    }
+
+    pub(crate) fn options(&self) -> &ImageOptions {
+        &self.options
+    }
+
+    pub(crate) fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// This exporter with what the frontend said about its result.
+    pub(crate) fn for_result(&self, result: &BuildResult) -> Result<Self, ExportError> {
+        let mut options = self.options.clone();
+        if options.epoch.is_none()
+            && let Some(epoch) = result.text("source.date.epoch").filter(|text| !text.is_empty())
+        {
+            options.epoch = Some(crate::options::parse_epoch(epoch)?);
+        }
+        Ok(Self::with_options(self.blobs.clone(), self.registry.clone(), options))
+    }
+
+    pub(crate) async fn assemble(&self, cx: &ExportCx, result: &BuildResult) -> Result<Assembled, ExportError> {
         let exporting = cx.cx.reporter().start("exporting layers", "", 0);
         let layers = result.platforms.iter().map(|platform| async {
             match &platform.reference {
@@ -164,13 +187,7 @@ impl Exporter for ImageExporter {
     }
 
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
-        let mut options = self.options.clone();
-        if options.epoch.is_none()
-            && let Some(epoch) = result.text("source.date.epoch").filter(|text| !text.is_empty())
-        {
-            options.epoch = Some(crate::options::parse_epoch(epoch)?);
-        }
-        let exporter = Self { blobs: self.blobs.clone(), registry: self.registry.clone(), options };
+        let exporter = self.for_result(result)?;
         let references = exporter.options.references(result.text("image.name"))?;
         let assembled = exporter.assemble(cx, result).await?;
         if exporter.options.push {
@@ -186,7 +203,7 @@ impl Exporter for ImageExporter {
 }
 
 impl ImageExporter {
-    fn response(&self, assembled: &Assembled, references: &[castor_oci::Reference]) -> Response {
+    pub(crate) fn response(&self, assembled: &Assembled, references: &[castor_oci::Reference]) -> Response {
         let digest = assembled.root.descriptor.digest;
         let mut response = Response::new();
         response.insert("containerimage.digest".into(), digest.to_string());
