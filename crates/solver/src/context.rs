@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use castor_oci::Digest;
 use castor_progress::Reporter;
+use castor_task::CancellationToken;
 use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
 
 /// What a job brings to the operations that it wants.
 #[derive(Debug)]

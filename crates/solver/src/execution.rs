@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use castor_oci::Digest;
 use castor_progress::{Reporter, Sink, Timestamp};
+use castor_task::CancellationToken;
 use castor_task::{Aborted, panic_message};
 use futures::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::context::Audience;
 use crate::lookup::{Alternative, KeyRef, Place, Query, find_keys, log};

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use castor_oci::Digest;
 use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex as Shown};
+use castor_task::CancellationToken;
 use castor_task::{Aborted, Flight, Scope};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::context::Audience;
 use crate::execution::{Executed, Execution, Executions};

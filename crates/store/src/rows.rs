@@ -101,7 +101,9 @@ impl Records {
         let kept = kept(&rows);
         let mut batch = Batch::new();
         let dropped: Vec<_> = rows.keys().filter(|id| !kept.contains(*id)).cloned().collect();
-        dropped.iter().for_each(|id| drop(batch.delete(TABLE, id)));
+        for id in &dropped {
+            batch.delete(TABLE, id);
+        }
         if !batch.is_empty() {
             db.write_soon(batch);
         }
@@ -210,6 +212,38 @@ impl Records {
             self.db.write_soon(batch);
         }
         removed
+    }
+
+    /// Removes records that cannot be used, whoever retained them, and all that depends on them; at the start, when there
+    /// are no handles. All that went is returned, the uppermost first.
+    pub(crate) fn evict(&self, unusable: HashSet<RecordId>) -> Vec<Arc<Rec>> {
+        let mut doomed = unusable;
+        let all = self.all();
+        loop {
+            let before = doomed.len();
+            for rec in &all {
+                if rec.depends_on().iter().any(|id| doomed.contains(id)) {
+                    doomed.insert(rec.id.clone());
+                }
+            }
+            if doomed.len() == before {
+                break;
+            }
+        }
+        let mut left: Vec<_> = all.into_iter().filter(|rec| doomed.contains(&rec.id)).collect();
+        let mut gone = Vec::new();
+        // Children first: a record with children does not go.
+        while !left.is_empty() {
+            let before = gone.len();
+            for rec in &left {
+                gone.extend(self.remove(rec));
+            }
+            if gone.len() == before {
+                break;
+            }
+            left.retain(|rec| self.contains(&rec.id));
+        }
+        gone
     }
 
     pub(crate) fn contains(&self, id: &str) -> bool {

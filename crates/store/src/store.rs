@@ -1,6 +1,6 @@
 //! The store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -108,17 +108,27 @@ impl Inner {
     /// Removes a record that nothing keeps, and what goes with it, from the disk too.
     pub(crate) async fn remove(&self, rec: &Arc<Rec>) {
         for gone in self.records.remove(rec) {
-            self.chains.lock().retain(|_, id| *id != gone.id);
             self.delete(&gone).await;
         }
     }
 
-    async fn delete(&self, rec: &Rec) {
-        rec.mountpoint.unmounted().await;
-        let row = rec.row.lock().clone();
+    /// Forgets what is kept in the database about a record that went.
+    async fn forget(&self, rec: &Rec) {
         if let Err(error) = self.keys.release(&rec.id).await {
             tracing::warn!(record = %rec.id, %error, "release cache keys");
         }
+        if let Err(error) = self.config.leases.delete_lease(&Self::lease(&rec.id)).await {
+            tracing::warn!(record = %rec.id, %error, "delete lease");
+        }
+        crate::contenthash::forget(self.config.db.as_ref(), &rec.id);
+    }
+
+    /// Deletes what a record named, after the record.
+    pub(crate) async fn delete(&self, rec: &Rec) {
+        self.chains.lock().retain(|_, id| *id != rec.id);
+        rec.mountpoint.unmounted().await;
+        let row = rec.row.lock().clone();
+        self.forget(rec).await;
         let own = matches!(row.body, Body::Change { .. } | Body::Active { .. }).then(|| rec.id.clone());
         for snapshot in row.snapshots.into_iter().chain(own) {
             if let Err(error) = self.config.snapshotter.remove(&SnapshotId::new(snapshot)).await {
@@ -131,10 +141,6 @@ impl Inner {
                 tracing::warn!(record = %rec.id, %layer, %error, "remove layer");
             }
         }
-        if let Err(error) = self.config.leases.delete_lease(&Self::lease(&rec.id)).await {
-            tracing::warn!(record = %rec.id, %error, "delete lease");
-        }
-        crate::contenthash::forget(self.config.db.as_ref(), &rec.id);
     }
 
     /// A new record and the handle of it.
@@ -232,14 +238,25 @@ impl Store {
     /// Removes snapshots, layer objects and leases that a crash left without their record.
     async fn sweep(&self) -> Result<(), StoreError> {
         let inner = &self.inner;
-        let mut known = std::collections::HashSet::new();
+        let present: HashSet<_> = inner.config.snapshotter.list().await?.into_iter().collect();
+        // The other way round should not happen; if it does, what is built again is better than what cannot be mounted.
+        let lacking = |rec: &Arc<Rec>| {
+            let own = matches!(rec.body(), Body::Change { .. } | Body::Active { .. });
+            own && !present.contains(&SnapshotId::new(rec.id.as_str()))
+        };
+        let unusable = inner.records.all().iter().filter(|rec| lacking(rec)).map(|rec| rec.id.clone()).collect();
+        for gone in inner.records.evict(unusable) {
+            tracing::warn!(record = %gone.id, "record without its snapshot dropped");
+            self.inner.forget(&gone).await;
+        }
+        let mut known = HashSet::new();
         for rec in inner.records.all() {
             known.extend(rec.row.lock().snapshots.iter().cloned());
             known.insert(rec.id.clone());
         }
         // What others stand on goes after them.
-        let mut orphans: Vec<_> = inner.config.snapshotter.list().await?;
-        orphans.retain(|id| !known.contains(id.as_str()));
+        let mut orphans: Vec<_> = present.into_iter().filter(|id| !known.contains(id.as_str())).collect();
+        orphans.sort();
         while !orphans.is_empty() {
             let before = orphans.len();
             let mut left = Vec::new();
@@ -254,8 +271,7 @@ impl Store {
             }
             orphans = left;
         }
-        let layers: std::collections::HashSet<_> =
-            inner.records.all().iter().filter_map(|rec| rec.row.lock().layer).collect();
+        let layers: HashSet<_> = inner.records.all().iter().filter_map(|rec| rec.row.lock().layer).collect();
         for layer in inner.config.engine.list()?.into_iter().filter(|layer| !layers.contains(layer)) {
             if let Err(error) = inner.config.engine.remove(layer).await {
                 tracing::warn!(%layer, %error, "remove layer");

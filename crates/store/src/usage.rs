@@ -214,20 +214,16 @@ pub(crate) async fn prune(
         }
         let before = pruned.records;
         for rec in records {
-            let size = Sizes::default().of(inner, &rec).await;
-            let gone = info(&rec, false, size);
-            // It may have found a user meanwhile.
-            if !inner.records.contains(&rec.id) || !rec.is_free() {
-                continue;
+            // What it stood on goes with it if nothing else keeps that. None: it found a user meanwhile.
+            for gone in inner.records.remove(&rec) {
+                let size = Sizes::default().of(inner, &gone).await;
+                let told = info(&gone, false, size);
+                inner.delete(&gone).await;
+                used = used.saturating_sub(size);
+                pruned.records += 1;
+                pruned.bytes += size;
+                report(told);
             }
-            inner.remove(&rec).await;
-            if inner.records.contains(&rec.id) {
-                continue;
-            }
-            used = used.saturating_sub(size);
-            pruned.records += 1;
-            pruned.bytes += size;
-            report(gone);
         }
         if pruned.records == before {
             break;

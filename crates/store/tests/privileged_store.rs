@@ -334,3 +334,46 @@ async fn privileged_a_lazy_image_is_hashed_by_what_is_selected() {
     lab.settled(0).await;
     lab.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_a_crash_leaves_behind_is_swept_at_the_start() {
+    use castor_metadb::Batch;
+    use castor_solver::{CacheSource as _, CacheStore as _, CacheUpdate, KeyId, Record};
+    let registry = Registry::start().await;
+    let lab = Lab::new().await;
+    let image = lab.image(&registry, &two_layers(Form::Gzip), "base:1", Lazy::Never).await;
+    let lost = lab.step(Some(&image), "lost", &[("a", "a")]).await;
+    let above = lab.step(Some(&lost), "above", &[("b", "b")]).await;
+    let kept = lab.step(None, "kept", &[("c", "c")]).await;
+    for step in [&above, &kept] {
+        lab.store.results().save(step).await.unwrap();
+    }
+    let key = KeyId::new("key");
+    let record = Record { id: above.id().to_owned(), created: castor_progress::Timestamp::now() };
+    lab.store
+        .keys()
+        .update(CacheUpdate { results: vec![(key.clone(), record)], ..CacheUpdate::default() })
+        .await
+        .unwrap();
+    let ids = [lost.id().to_owned(), above.id().to_owned(), kept.id().to_owned()];
+    drop((image, lost, above, kept));
+    let db = lab.db().clone();
+    let row = db.get("store.records", ids[2].as_bytes()).unwrap().unwrap();
+    assert!(lab.content.usage().await.unwrap().blobs > 0);
+    // As if the records of two steps were written and their snapshots were not, and another way round.
+    let mut batch = Batch::new();
+    for (key, _) in db.scan_prefix("snapshots", &[]).unwrap_or_default() {
+        if String::from_utf8_lossy(&key).contains(&ids[0]) {
+            batch.delete("snapshots", key);
+        }
+    }
+    batch.delete("store.records", &ids[2]);
+    batch.put("store.records", "0000000000000000000000000", row);
+    db.write(batch).await.unwrap();
+
+    let lab = lab.restart().await;
+    assert_eq!(lab.usage().await, [], "neither what lost its snapshot, nor what stood on it, nor what nobody named");
+    assert!(matches!(lab.store.get(&ids[2]).await, Err(StoreError::NotFound(_))));
+    assert_eq!(lab.store.keys().records(&[key]).await.unwrap(), [vec![]]);
+    lab.close().await;
+}

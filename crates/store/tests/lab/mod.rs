@@ -73,6 +73,11 @@ impl Lab {
         Cx::standalone(CancellationToken::new(), Reporter::discard(), Vec::new())
     }
 
+    /// The database below.
+    pub fn db(&self) -> &Arc<dyn KeyValue> {
+        &self.db
+    }
+
     /// Ends it in order, and begins anew over what it left on disk.
     pub async fn restart(self) -> Self {
         let (db, dir) = (self.db.clone(), self.dir.clone());
