@@ -25,7 +25,6 @@ pub struct Scene {
     // All dropped after what the test made, which it declares later; the runtime before the directory.
     runtime: tokio::runtime::Runtime,
     directory: tempfile::TempDir,
-    _leaks: castor_testkit::LeakCheck,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -34,11 +33,12 @@ impl Scene {
     pub fn new() -> Result<Self> {
         // A test that failed is no reason to fail the others.
         let alone = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
-        let leaks = castor_testkit::LeakCheck::new();
+        // What a killed daemon leaves is ours then, and is found below.
+        nix::sys::prctl::set_child_subreaper(true).context("become the parent of orphans")?;
         let directory = place("test-")?;
         // The registries and relays of this process; the test itself waits outside.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        Ok(Self { runtime, directory, _leaks: leaks, _alone: alone })
+        Ok(Self { runtime, directory, _alone: alone })
     }
 
     /// Runs a future to its end, with what it spawns running on.
@@ -121,9 +121,10 @@ pub fn plain_hosts<'a>(options: Options, hosts: impl IntoIterator<Item = &'a str
     hosts.into_iter().fold(options, |options, host| options.config(&format!("[registry.\"{host}\"]\nhttp = true")))
 }
 
-/// Processes of any parent that name `directory` on their command line, and mounts under it in any namespace.
+/// Processes that this one is the parent of or that name `directory` on their command line, and mounts under it in any
+/// namespace.
 ///
-/// A step's processes do not name it, but their mount namespace shows it.
+/// Nothing else that goes on on the machine counts: other tests may run, and other daemons.
 pub fn traces_of(directory: &Path) -> Vec<String> {
     let needle = directory.display().to_string();
     let mut found = Vec::new();
@@ -133,13 +134,16 @@ pub fn traces_of(directory: &Path) -> Vec<String> {
             continue;
         }
         let proc = entry.path();
-        let state = fs::read_to_string(proc.join("stat")).unwrap_or_default();
-        if state.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')) {
+        let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
+        // The name stands in parentheses and may hold anything; state and parent follow.
+        let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+        let (state, parent) = (fields.next(), fields.next().and_then(|parent| parent.parse::<u32>().ok()));
+        if state == Some("Z") {
             continue;
         }
         let command = fs::read(proc.join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if command.contains(&needle) {
+        if command.contains(&needle) || parent == Some(std::process::id()) {
             found.push(format!("process {pid}: {command}"));
         } else if let Some(mount) = mounts_of(&proc).lines().find(|line| line.contains(&needle)) {
             found.push(format!("mount of process {pid} ({command}): {mount}"));

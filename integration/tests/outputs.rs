@@ -67,8 +67,8 @@ fn odd_files() -> Vec<File> {
     ]
 }
 
-const LIST: &str = "cd /d && find . | sort | xargs stat -c '%n %A %u:%g %s %h %t %T %Y' && readlink long-target \
-                    && sha256sum chunks hard long* suid empty";
+const LIST: &str = "cd /d && find . -mindepth 1 | sort | xargs stat -c '%n %A %u:%g %s %h %t %T %Y' && readlink long-target \
+                    && sha256sum chunks hard link longlong* attributes empty";
 
 #[test]
 fn privileged_a_pushed_estargz_image_is_whole_and_lazy() {
@@ -143,7 +143,6 @@ fn privileged_what_is_not_here_yet_is_refused_by_name() {
     let refused = [
         (build.clone().output(format!("type=oci,dest={}", scene.path("o").display())), "oci"),
         (build.clone().output(format!("type=docker,dest={}", scene.path("d").display())), "docker"),
-        (build.clone().output("type=image,name=localhost:1/x,compression=zstd"), "zstd"),
         (build.clone().opt("attest:sbom", ""), "sbom"),
         (build.clone().arg("--export-cache").arg("type=local,dest=x"), "cache"),
     ];
