@@ -168,9 +168,6 @@ impl Target<'_> {
     }
 
     fn failed(&self, error: &DockerfileError) -> BridgeError {
-        for warning in error.warnings() {
-            self.warn(warning);
-        }
         // A look-up's error brings its own code and details.
         let cause = error.cause().and_then(|cause| cause.downcast_ref::<BridgeError>());
         let mut base = cause.cloned().unwrap_or_else(|| BridgeError::unknown(""));
