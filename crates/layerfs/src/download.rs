@@ -263,6 +263,7 @@ pub(crate) fn commit_object(new: &Path, dir: &Path) -> Result<(), LayerError> {
     if dir.exists() {
         std::fs::remove_dir_all(dir).map_err(failed)?;
     }
+    castor_task::crash_point("layer commit");
     std::fs::rename(new, dir).map_err(failed)?;
     let parent = dir.parent().unwrap_or(dir);
     File::open(parent).and_then(|d| d.sync_all()).map_err(failed)

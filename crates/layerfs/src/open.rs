@@ -120,6 +120,7 @@ async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDiges
             (_, error) => return Err(Stop::Fallback(Fallback::warning(error.to_string()))),
         },
     };
+    castor_task::crash_point("TOC fetch");
     let compressed = toc_bytes(&location, &tail, tail_start, fetch).await?;
     let parsed = castor_task::blocking(move || {
         let json = toc::decode(&location, &compressed, &expected)?;

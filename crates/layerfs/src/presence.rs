@@ -149,6 +149,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(&new)?;
     file.write_all(bytes)?;
     file.sync_data()?;
+    castor_task::crash_point("presence checkpoint");
     std::fs::rename(&new, path)
 }
 

@@ -52,15 +52,20 @@ impl Inner {
         let mut chosen = Vec::new();
         let mut guess = None;
         for &member in wanted {
-            self.used.insert(member);
+            let first = self.used.insert(member);
+            let (size, group) = (self.members.get(member).size(), self.members.group(member));
             let flight = match state.flights.get(&member) {
-                Some(flight) => flight.clone(),
+                Some(flight) => {
+                    // It was guessed, and is wanted before it has come.
+                    if first && self.guessed.contains(member) {
+                        guess = state.ahead.hit(member, size, group).map(|guess| (member, guess)).or(guess);
+                    }
+                    flight.clone()
+                }
                 None => {
                     chosen.push(member);
                     let flight = Arc::new(Flight::default());
                     state.flights.insert(member, flight.clone());
-                    let size = self.members.get(member).size();
-                    let group = self.members.group(member);
                     guess = Some((member, state.ahead.missed(member, size, group)));
                     flight
                 }
@@ -455,6 +460,7 @@ impl Inner {
             });
             written.map_err(|error| with_source(&error))?;
             for (chunk, _, _) in &chunks {
+                castor_task::crash_point("chunk write");
                 inner.presence.insert(*chunk);
             }
             inner.keep_now(inner.members.get(number).start, &bytes);

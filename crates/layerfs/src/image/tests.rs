@@ -52,8 +52,8 @@ fn entries(layers: &[&Tree], base: Base) -> BTreeMap<String, String> {
             what.push_str(" opaque");
         }
         if inode.kind == NodeKind::Directory {
-            let mut entries = image.read_dir(&inode, 0).unwrap();
-            while let Some(entry) = entries.next() {
+            let entries = image.read_dir(&inode, 0).unwrap();
+            for entry in entries {
                 let entry = entry.unwrap();
                 if entry.name != b"." && entry.name != b".." {
                     todo.push((format!("{name}/{}", String::from_utf8_lossy(&entry.name)), entry.nid));
