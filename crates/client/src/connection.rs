@@ -21,12 +21,12 @@ pub enum ClientError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// It cannot be reached.
-    #[error("{context}: Unavailable: {}", Dialing(source))]
+    #[error("{context}: Unavailable: {}", Dialing(error))]
     Dial {
         /// What was asked of it.
         context: &'static str,
-        /// Why it cannot be reached.
-        source: DialError,
+        /// Why it cannot be reached; the message says it whole.
+        error: DialError,
     },
     /// It refused.
     #[error("{}{}", Context(context), Coded(.failure))]
@@ -207,7 +207,7 @@ impl Client {
         let attempt = || async {
             let channel = castor_wire::dial(&address, target.tls.as_ref(), timeout)
                 .await
-                .map_err(|source| ClientError::Dial { context, source })?;
+                .map_err(|error| ClientError::Dial { context, error })?;
             Ok(Self { channel })
         };
         if !target.wait {

@@ -108,7 +108,7 @@ impl Runc {
         }
         let runtime = Runtime::find(config.binary.as_deref(), state)?;
         if config.sandbox_network == SandboxNetwork::Host {
-            tracing::warn!("using host network as the default");
+            tracing::debug!("using host network as the default");
         }
         let shared = Shared { config, runtime, running: Mutex::default(), processes: AtomicU64::new(0) };
         Ok(Self { shared: Arc::new(shared) })

@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use castor_executor::{
-    Config, ExecError, ExecMount, Executor, HostIp, Meta, MountSource, Network, Output, Process, RootMount, Runc,
-    SandboxNetwork, Secret, Stdio, Ulimit, WindowSize,
+    Config, ExecError, ExecMount, Executor, HostIp, Meta, MountSource, Network, Output, Process, Resources, RootMount,
+    Runc, SandboxNetwork, Secret, Stdio, Ulimit, WindowSize,
 };
 use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
@@ -189,6 +189,17 @@ async fn privileged_exit_codes() {
     let ran = bench.run(process).await;
     assert!(ran.result.unwrap_err().exit_code().is_some_and(|code| code != 0));
     assert!(ran.stderr.contains("/no/such"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn privileged_want_of_memory_is_named() {
+    let bench = Bench::new();
+    let mut process = bench.process("head -c 200000000 /dev/zero | tail -c 100000000 | cat >/dev/null; exit 9");
+    symlink("busybox", bench.rootfs().join("bin/tail")).unwrap();
+    process.meta.resources = Resources { memory: 24 << 20, memory_swap: 24 << 20, ..Resources::default() };
+    let err = bench.run(process).await.result.unwrap_err();
+    assert!(err.to_string().ends_with(" did not complete successfully: cannot allocate memory"), "{err}");
+    assert_eq!(err.exit_code(), Some(9));
 }
 
 #[tokio::test]
