@@ -1,6 +1,7 @@
 //! The services that clients call, the debug address, and shutdown.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod content;
 mod convert;
 mod debug;
 mod serve;

@@ -12,6 +12,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{Tra
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use tonic::{Request, Response, Status};
 
+use crate::content::ContentService;
 use crate::service::ControlService;
 
 /// How long calls that are under way may take when the daemon stops.
@@ -43,6 +44,7 @@ pub async fn serve(daemon: Arc<Daemon>, policies: Vec<GcPolicy>, listeners: Vec<
         let router = castor_wire::server()
             .add_service(control.clone().server())
             .add_service(BridgeService::server(daemon.gateways().clone()))
+            .add_service(ContentService::server(daemon.store().content().clone()))
             .add_service(TraceServiceServer::new(Traces))
             .add_service(health_service.clone());
         let stopped = scope.token().clone();
