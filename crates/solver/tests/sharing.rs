@@ -300,3 +300,15 @@ async fn job_names_are_unique_while_they_last() {
     job.close().await;
     assert!(world.solver.job(options()).is_ok());
 }
+
+#[tokio::test]
+async fn a_closed_job_keeps_no_result() {
+    let world = World::new();
+    let a = world.op("a");
+    let b = world.op("b").on(&[&a]);
+    let (job, _) = world.job();
+    let built = build(&job, &[&a, &b]).await.unwrap();
+    job.close().await;
+    world.results.kept.lock().clear();
+    assert_eq!(std::sync::Arc::strong_count(&built.result), 1, "only ours is left");
+}

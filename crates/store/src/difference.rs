@@ -80,13 +80,9 @@ async fn make(of: &ImmutableRef, rec: &Rec, cx: &Cx) -> Result<Descriptor, Store
         return Err(StoreError::Content("writer of a difference is gone".to_owned()));
     };
     // Held from its first moment: the collector may run at any time.
-    let lease = crate::store::Inner::lease(&rec.id);
-    if inner.config.leases.resources(&lease).await.is_err() {
-        inner.config.leases.create_lease(&lease, Default::default(), None).await.map_err(content)?;
-    }
+    let lease = inner.leased(&rec.id).await?;
     let commit = castor_content::Commit { lease: Some(lease), ..Default::default() };
     let info = writer.commit(None, commit).await.map_err(content)?;
-    inner.hold(&rec.id, &Resource::Blob(info.digest)).await?;
     of.set_label(LABEL, Some(&format!("{} {}", info.digest, info.size)));
     Ok(descriptor(info.digest, info.size))
 }

@@ -67,6 +67,8 @@ pub(crate) struct Inner {
     pub(crate) cache_mounts: tokio::sync::Mutex<()>,
     /// Told when a handle is given back.
     pub(crate) released: tokio::sync::Notify,
+    /// One image at a time is looked up or recorded, or two builds would record the same layers twice.
+    images: tokio::sync::Mutex<()>,
     /// One prune at a time.
     pub(crate) pruning: tokio::sync::Mutex<()>,
     counter: AtomicU64,
@@ -92,17 +94,25 @@ impl Inner {
         format!("record-{id}")
     }
 
-    /// Makes the record's lease hold `resource`.
-    pub(crate) async fn hold(&self, id: &str, resource: &Resource) -> Result<(), StoreError> {
+    /// The name of the record's lease, which is there from now on.
+    pub(crate) async fn leased(&self, id: &str) -> Result<String, StoreError> {
         let lease = Self::lease(id);
         let leases = &self.config.leases;
         if leases.resources(&lease).await.is_err() {
-            leases
-                .create_lease(&lease, Default::default(), None)
-                .await
-                .map_err(|error| StoreError::Content(error.to_string()))?;
+            match leases.create_lease(&lease, Default::default(), None).await {
+                // Somebody else wanted it at the same time.
+                Ok(_) | Err(castor_content::Error::LeaseExists(_)) => {}
+                Err(error) => return Err(StoreError::Content(error.to_string())),
+            }
         }
-        leases.add_resource(&lease, resource).await.map_err(|error| StoreError::Content(error.to_string()))
+        Ok(lease)
+    }
+
+    /// Makes the record's lease hold `resource`.
+    pub(crate) async fn hold(&self, id: &str, resource: &Resource) -> Result<(), StoreError> {
+        let lease = self.leased(id).await?;
+        let held = self.config.leases.add_resource(&lease, resource).await;
+        held.map_err(|error| StoreError::Content(error.to_string()))
     }
 
     /// Removes a record that nothing keeps, and what goes with it, from the disk too.
@@ -227,6 +237,7 @@ impl Store {
             shared_mounts: Mutex::default(),
             cache_mounts: tokio::sync::Mutex::default(),
             released: tokio::sync::Notify::new(),
+            images: tokio::sync::Mutex::default(),
             pruning: tokio::sync::Mutex::default(),
             counter: AtomicU64::new(0),
         });
@@ -312,6 +323,7 @@ impl Store {
         layers: Vec<ImageLayer>,
         options: RecordOptions,
     ) -> Result<ImmutableRef, StoreError> {
+        let _one = self.inner.images.lock().await;
         let mut below: Option<Arc<Handle>> = None;
         let mut digest = None;
         for layer in layers {
