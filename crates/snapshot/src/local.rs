@@ -114,12 +114,20 @@ impl LocalSnapshotter {
             rewriting: tokio::sync::Mutex::new(()),
         });
         let (weak, token) = (Arc::downgrade(&this), this.scope.token().clone());
-        this.scope.spawn_named("sync snapshots", async move {
+        this.scope.spawn_named("keep snapshots", async move {
             while tokio::time::timeout(SYNC, token.cancelled()).await.is_err() {
                 let Some(this) = weak.upgrade() else { return };
-                if let Err(error) = this.sync_idle().await {
-                    tracing::warn!(%error, "sync snapshots");
+                // What was removed while it was mounted is not any more.
+                let swept = this.sweep(Batch::new()).await;
+                if let Err(error) = swept.and(this.sync_idle().await) {
+                    tracing::warn!(%error, "keep snapshots");
                 }
+            }
+            // An orderly end leaves nothing that the next boot would have to doubt.
+            if let Some(this) = weak.upgrade()
+                && let Err(error) = this.sync().await
+            {
+                tracing::warn!(%error, "sync snapshots");
             }
         });
         Ok(this)
@@ -199,6 +207,9 @@ impl LocalSnapshotter {
     /// Deletes what nothing needs any more.
     async fn sweep(&self, mut batch: Batch) -> Result<(), SnapshotError> {
         let gone = self.state.lock().sweep(&mut batch);
+        if batch.is_empty() {
+            return Ok(());
+        }
         self.write(batch).await?;
         let dirs: Vec<PathBuf> = gone.iter().map(|id| self.diff_dir(*id)).collect();
         if dirs.is_empty() {
@@ -543,8 +554,10 @@ impl Snapshotter for LocalSnapshotter {
             let parent = state.delete(active, &mut batch).and_then(|info| info.parent);
             state.put(id, Info { kind: Kind::Committed, elements, parent }, &mut batch);
         }
+        castor_task::crash_point("snapshot commit");
         // The commit point.
         self.write(batch).await?;
+        castor_task::crash_point("snapshot commit done");
         self.sync_soon(diff);
         Ok(())
     }

@@ -211,3 +211,67 @@ impl State {
         names
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use castor_layerfs::LayerId;
+    use castor_metadb::Memory;
+
+    use super::*;
+    use crate::traits::Kind;
+
+    fn committed(elements: &[Element]) -> Info {
+        Info { kind: Kind::Committed, elements: elements.to_vec(), parent: None }
+    }
+
+    fn id(name: &str) -> SnapshotId {
+        SnapshotId::new(name)
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_read_back() {
+        let db = Memory::new();
+        let mut state = State::read(&db).unwrap();
+        let mut batch = Batch::new();
+        let layer = Element::Layer(LayerId { blob: Digest::of("b"), toc: Some(Digest::of("t")) });
+        let diff = state.new_diff(vec![layer], "boot", &mut batch);
+        state.put(&id("a"), committed(&[layer, Element::Diff(diff)]), &mut batch);
+        state.put_flat(Flat { elements: vec![Element::Diff(diff)], base: vec![layer], diff }, &mut batch);
+        db.write(batch).await.unwrap();
+        let back = State::read(&db).unwrap();
+        assert_eq!(back.snapshots, state.snapshots);
+        assert_eq!((&back.diffs, &back.flat, back.next), (&state.diffs, &state.flat, 2));
+    }
+
+    #[test]
+    fn diffs_live_as_long_as_somebody_needs_them() {
+        let mut state = State::default();
+        let mut batch = Batch::new();
+        let [below, bound, loose] = [(); 3].map(|()| state.new_diff(Vec::new(), "boot", &mut batch));
+        let base = vec![Element::Diff(below)];
+        state.put_diff(bound, Diff { bound: true, base, ..Diff::default() }, &mut batch);
+        state.put(&id("slice"), committed(&[Element::Diff(bound)]), &mut batch);
+        // What a bound diff was made on is needed for its content, though no snapshot lists it.
+        assert_eq!(state.sweep(&mut batch), [loose]);
+        state.pins.insert(bound, 1);
+        state.delete(&id("slice"), &mut batch);
+        assert_eq!(state.sweep(&mut batch), [below]);
+        state.pins.clear();
+        assert_eq!(state.sweep(&mut batch), [bound]);
+        assert!(state.diffs.is_empty());
+    }
+
+    #[test]
+    fn what_was_not_synced_does_not_outlive_the_boot() {
+        let mut state = State::default();
+        let mut batch = Batch::new();
+        let [synced, lost] = [(); 2].map(|()| state.new_diff(Vec::new(), "first", &mut batch));
+        state.put_diff(synced, Diff::default(), &mut batch);
+        state.put(&id("kept"), committed(&[Element::Diff(synced)]), &mut batch);
+        state.put(&id("lost"), committed(&[Element::Diff(synced), Element::Diff(lost)]), &mut batch);
+        assert!(state.drop_unsynced("first", &mut batch).is_empty());
+        assert_eq!(state.drop_unsynced("second", &mut batch), [id("lost")]);
+        assert_eq!(state.sweep(&mut batch), [lost]);
+        assert_eq!(state.snapshots.keys().collect::<Vec<_>>(), [&id("kept")]);
+    }
+}
