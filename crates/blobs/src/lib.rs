@@ -12,7 +12,6 @@ mod pipeline;
 mod variants;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use castor_content::{Blob, ContentStore, Resource};
 use castor_oci::{Descriptor, Digest};
@@ -24,9 +23,6 @@ use castor_task::{Flight, Scope};
 pub use compression::{Compression, Form};
 pub use error::BlobError;
 use variants::Variant;
-
-/// How long a converted blob of a record that goes meanwhile is kept for the export that made it.
-const GRACE: Duration = Duration::from_secs(3600);
 
 /// A part of a ref as a layer of an image.
 #[derive(Debug, Clone)]
@@ -141,22 +137,20 @@ impl Blobs {
 
     async fn make(&self, cx: &Cx, part: &Part, compression: Compression) -> Result<Variant, BlobError> {
         let content = self.store.content();
-        // Its own lease keeps the blob until the record's holds it, also when this task is cut off in between.
-        let lease = format!("blob-of-{}-{}", part.record.id(), compression.form.name());
-        self.store.leases().create_lease(&lease, Default::default(), Some(GRACE)).await?;
+        // Held from its first moment: the collector may run at any time.
+        let lease = part.record.lease().await?;
         let variant = match &part.kind {
             PartKind::Image(layer) => {
                 let blob = self.image_blob(cx, &part.record, layer).await?;
-                pipeline::convert(content, blob, compression, &lease).await?
+                pipeline::convert(content, blob, compression, lease).await?
             }
             PartKind::Change | PartKind::Difference => {
                 let (lower, upper) = part.record.compared(cx).await?;
-                pipeline::compare(content, self.store.differ(), lower, upper, compression, &lease).await?
+                pipeline::compare(content, self.store.differ(), lower, upper, compression, lease).await?
             }
         };
         part.record.hold(Resource::Blob(variant.descriptor.digest)).await?;
         variants::remember(&part.record, compression, &variant);
-        self.store.leases().delete_lease(&lease).await?;
         Ok(variant)
     }
 

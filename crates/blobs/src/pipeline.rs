@@ -29,7 +29,7 @@ pub(crate) async fn compare(
     lower: Option<SnapshotId>,
     upper: Option<SnapshotId>,
     compression: Compression,
-    lease: &str,
+    lease: Option<String>,
 ) -> Result<Variant, BlobError> {
     let writer = content.writer().await?;
     let (reader, pipe) = io::pipe()?;
@@ -58,7 +58,7 @@ pub(crate) async fn convert(
     content: &Arc<dyn ContentStore>,
     blob: Blob,
     compression: Compression,
-    lease: &str,
+    lease: Option<String>,
 ) -> Result<Variant, BlobError> {
     let writer = content.writer().await?;
     let written = castor_task::blocking(move || {
@@ -100,8 +100,8 @@ fn compress(tar: impl Read + Send, writer: Writer, compression: Compression) -> 
     Ok(Written { writer, diff_id, toc: None })
 }
 
-async fn name(written: Written, compression: Compression, lease: &str) -> Result<Variant, BlobError> {
-    let commit = Commit { lease: Some(lease.to_owned()), ..Commit::default() };
+async fn name(written: Written, compression: Compression, lease: Option<String>) -> Result<Variant, BlobError> {
+    let commit = Commit { lease, ..Commit::default() };
     let info = written.writer.commit(None, commit).await?;
     let mut descriptor = Descriptor::new(compression.form.media_type(), info.digest, info.size);
     if let Some((toc, size)) = written.toc {

@@ -6,7 +6,6 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use castor_content::Resource;
 use castor_layerfs::Layer;
 use castor_oci::{Descriptor, Digest};
 use castor_solver::Cx;

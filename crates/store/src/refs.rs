@@ -361,6 +361,15 @@ impl ImmutableRef {
         Ok(())
     }
 
+    /// The name of the record's lease, for content that is to stay as long as the record from its first moment. None of
+    /// scratch, which has no content.
+    pub async fn lease(&self) -> Result<Option<String>, StoreError> {
+        match self.rec() {
+            Some(rec) => self.inner.leased(&rec.id).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Makes the record's lease hold `resource`: it stays as long as the record.
     pub async fn hold(&self, resource: Resource) -> Result<(), StoreError> {
         match self.rec() {

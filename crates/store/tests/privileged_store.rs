@@ -292,6 +292,35 @@ async fn privileged_prune_takes_what_nobody_uses_and_says_what() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_goes_with_a_pruned_record_is_told_too() {
+    let lab = Lab::new().await;
+    let below = lab.step(None, "below", &[("data", &"x".repeat(100_000))]).await;
+    let above = lab.step(Some(&below), "above", &[("a", "a")]).await;
+    above.retain().await.unwrap();
+    drop((below, above));
+    let seen = parking_lot::Mutex::new(Vec::new());
+    let report = |info: castor_store::RecordInfo| seen.lock().push((info.description, info.size > 0));
+    let pruned = lab.store.prune(&PruneOptions::default(), &report).await.unwrap();
+    assert_eq!(*seen.lock(), [("above".to_owned(), true), ("below".to_owned(), true)]);
+    assert!(pruned.records == 2 && pruned.bytes >= 100_000);
+    lab.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_two_may_give_a_record_its_first_content_at_once() {
+    let lab = Lab::new().await;
+    let step = lab.step(None, "step", &[("a", "a")]).await;
+    let hold = |text: &str| step.hold(castor_content::Resource::Blob(castor_oci::Digest::of(text)));
+    let (one, other, lease) = tokio::join!(hold("one"), hold("other"), step.lease());
+    one.unwrap();
+    other.unwrap();
+    let held = lab.store.leases().resources(&lease.unwrap().unwrap()).await.unwrap();
+    assert_eq!(held.len(), 2);
+    drop(step);
+    lab.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_results_are_retained_and_pruning_forgets_them() {
     use castor_solver::{CacheSource as _, CacheStore as _, CacheUpdate, KeyId, Record};
     let lab = Lab::new().await;
