@@ -3,17 +3,18 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitStatus as ChildStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use castor_task::{Scope, StillRunning};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 use tokio::process::Child;
 use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{self, Bundle, InMemory, Plan};
@@ -85,6 +86,8 @@ struct Shared {
     running: Mutex<HashMap<String, Running>>,
     /// Numbers processes that are run in containers.
     processes: AtomicU64,
+    /// All that is done for processes; whoever waits for one may go, the clean-up may not.
+    scope: Scope,
 }
 
 #[derive(Debug, Clone)]
@@ -110,7 +113,13 @@ impl Runc {
         if config.sandbox_network == SandboxNetwork::Host {
             tracing::debug!("using host network as the default");
         }
-        let shared = Shared { config, runtime, running: Mutex::default(), processes: AtomicU64::new(0) };
+        let shared = Shared {
+            config,
+            runtime,
+            running: Mutex::default(),
+            processes: AtomicU64::new(0),
+            scope: Scope::root("executor"),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -130,7 +139,13 @@ impl Runc {
             self.shared.runtime.delete(&id).await?;
         }
         let root = self.shared.config.root.clone();
-        blocking(move || bundle::recover(&root).map_err(|err| ExecError::setup("remove old bundles", err))).await
+        let recovered = castor_task::blocking(move || bundle::recover(&root)).await;
+        recovered.map_err(|err| ExecError::setup("remove old bundles", err))
+    }
+
+    /// Kills what runs and waits until it is gone, at most for `limit`.
+    pub async fn close(&self, limit: Duration) -> Result<(), StillRunning> {
+        self.shared.scope.close(limit).await
     }
 
     /// The containers that run now.
@@ -151,16 +166,10 @@ impl Executor for Runc {
             process.id = new_id();
         }
         check(&process)?;
-        let shared = self.shared.clone();
-        // Whoever drops this future must not leave a container behind: the work goes on, cancelled.
-        let cancel = cancel.child_token();
-        let guard = cancel.clone().drop_guard();
         let display = process.meta.display();
-        let work = tokio::spawn(async move { shared.run(process, started, &cancel).await });
-        let result =
-            work.await.unwrap_or_else(|err| Err(ExecError::setup("run a process", std::io::Error::other(err))));
-        drop(guard);
-        result.map_err(|err| err.of(display))
+        let shared = self.shared.clone();
+        let work = |cancel| async move { shared.run(process, started, &cancel).await };
+        self.shared.outlive(cancel, work).await.map_err(|err| err.of(display))
     }
 
     async fn exec(
@@ -170,19 +179,44 @@ impl Executor for Runc {
         stdio: Stdio,
         cancel: &CancellationToken,
     ) -> Result<(), ExecError> {
+        let display = meta.display();
         let shared = self.shared.clone();
         let container = container.to_owned();
-        let cancel = cancel.child_token();
-        let guard = cancel.clone().drop_guard();
-        let work = tokio::spawn(async move { shared.exec(&container, meta, stdio, &cancel).await });
-        let result =
-            work.await.unwrap_or_else(|err| Err(ExecError::setup("run a process", std::io::Error::other(err))));
-        drop(guard);
-        result
+        let work = |cancel| async move { shared.exec(&container, meta, stdio, &cancel).await };
+        self.shared.outlive(cancel, work).await.map_err(|err| match err {
+            // The container is what the caller named; its process was never begun.
+            err @ (ExecError::NotFound(_) | ExecError::Stopped(_)) => err,
+            err => err.of(display),
+        })
     }
 }
 
 impl Shared {
+    /// Does `work` in a task of its own: whoever drops the call must not leave a container behind, so the work goes on,
+    /// cancelled, until it has cleaned up. It is cancelled with the executor too.
+    async fn outlive<F>(
+        &self,
+        cancel: &CancellationToken,
+        work: impl FnOnce(CancellationToken) -> F,
+    ) -> Result<(), ExecError>
+    where
+        F: Future<Output = Result<(), ExecError>> + Send + 'static,
+    {
+        let cancel = cancel.child_token();
+        let _cancelled_when_dropped = cancel.clone().drop_guard();
+        let work = work(cancel.clone());
+        let closing = self.scope.token().clone();
+        let task = self.scope.spawn_named("process", async move {
+            let mut work = pin!(work);
+            tokio::select! {
+                result = &mut work => return result,
+                () = closing.cancelled() => cancel.cancel(),
+            }
+            work.await
+        });
+        task.await.unwrap_or_else(|err| Err(ExecError::setup("run a process", std::io::Error::other(err))))
+    }
+
     async fn run(
         self: Arc<Self>,
         process: Process,
@@ -201,20 +235,16 @@ impl Shared {
         let preparing = self.clone();
         let name = id.clone();
         // The root may be lazy: reading it must not hold up the runtime's threads.
-        let bundle = blocking(move || Bundle::prepare(&name, &preparing.config, &plan)).await?;
+        let bundle = castor_task::reading(move || Bundle::prepare(&name, &preparing.config, &plan)).await?;
 
         let ended = self.supervise(&id, &bundle, stdio, tty, started, cancel).await;
         let memory = {
             let path = bundle.cgroup.clone();
             let failed = ended.as_ref().is_ok_and(|(status, _)| !status.success());
-            failed && blocking(move || Ok(cgroup::out_of_memory(&path))).await.unwrap_or(false)
+            failed && castor_task::blocking(move || cgroup::out_of_memory(&path)).await
         };
         let deleted = self.runtime.delete(&id).await;
-        blocking(move || {
-            bundle.close();
-            Ok(())
-        })
-        .await?;
+        castor_task::reading(move || bundle.close()).await;
         let (status, output) = ended?;
         if cancel.is_cancelled() {
             return Err(ExecError::Canceled { process: display });
@@ -266,7 +296,7 @@ impl Shared {
         let (pid_file, log_file) = (file("pid"), file("log"));
         let (tty, valid) = (meta.tty, meta.valid_exit_codes.clone());
         // Kept until the process has ended: the runtime reads it when it likes.
-        let described = blocking(move || describe(&dir, &running, meta)).await?;
+        let described = castor_task::reading(move || describe(&dir, &running, meta)).await?;
 
         let mut command = self.runtime.exec(id, &described.path(), &pid_file, &log_file);
         let streams = Streams::attach(stdio, tty, &mut command)
@@ -489,14 +519,6 @@ fn signal(child: &Child, signal: Signal) {
         // It may have just ended.
         let _ = rustix::process::kill_process(pid, signal);
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ExecError> + Send + 'static,
-) -> Result<T, ExecError> {
-    spawn_blocking(work)
-        .await
-        .unwrap_or_else(|err| Err(ExecError::setup("prepare a container", std::io::Error::other(err))))
 }
 
 fn apparmor_is_enabled() -> bool {
