@@ -269,6 +269,7 @@ impl IngestState {
             return Err(Error::DigestMismatch { reference, found, wanted });
         }
         self.file.sync_all().map_err(Error::io("sync ingest", &self.reference))?;
+        castor_task::crash_point("blob commit");
         let mut forget = Batch::new();
         Disk::forget_ingest(&mut forget, &self.reference);
         let info = self.disk.publish(&self.path, self.digest, self.size, commit, forget)?;

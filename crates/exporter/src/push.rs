@@ -105,12 +105,14 @@ impl Push<'_> {
         let origins: Vec<Repository> =
             layer.image.iter().flat_map(|image| &image.origins).filter_map(|origin| origin.parse().ok()).collect();
         let source = LayerSource { blobs: self.blobs, cx: self.cx, layer };
+        castor_task::crash_point("export");
         let pushed = self.registry.push_blob(repository, &layer.descriptor, &origins, &source, &self.access).await;
         pushed.map(drop).map_err(|source| self.failed(reference, layer.descriptor.digest, source))
     }
 
     async fn manifest(&self, target: &Reference, document: &Document, name: &Reference) -> Result<(), ExportError> {
         let bytes = Bytes::from(document.bytes.clone());
+        castor_task::crash_point("export manifest");
         let pushed = self.registry.push_manifest(target, &document.descriptor.media_type, bytes, &self.access).await;
         pushed
             .map(drop)

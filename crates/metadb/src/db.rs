@@ -269,7 +269,10 @@ impl Shared {
         for batch in batches {
             apply(&transaction, &batch.changes).map_err(fail)?;
         }
-        transaction.commit().map_err(|e| fail(e.into()))
+        castor_task::crash_point("database batch");
+        transaction.commit().map_err(|e| fail(e.into()))?;
+        castor_task::crash_point("database batch done");
+        Ok(())
     }
 }
 

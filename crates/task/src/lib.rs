@@ -5,10 +5,12 @@
 //! multi-step write must be able to finish or undo it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod crash;
 mod flight;
 mod pool;
 mod scope;
 
+pub use crash::crash_point;
 pub use flight::{Aborted, Flight};
 pub use pool::{blocking, reading};
 pub use scope::{Scope, StillRunning};
