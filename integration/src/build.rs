@@ -3,8 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::daemon::{Daemon, Outcome};
 use crate::programs;
@@ -105,6 +109,15 @@ impl Build {
         Ok(Outcome::of(&output))
     }
 
+    /// Starts it, and collects what it prints.
+    pub fn start(&self) -> Result<Running> {
+        let child = self.spawn()?;
+        let pid = Pid::from_raw(child.id().try_into()?);
+        let (sender, ended) = mpsc::channel();
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        Ok(Running { pid, ended })
+    }
+
     /// Starts it; the caller waits for it, or kills it.
     pub fn spawn(&self) -> Result<Child> {
         let mut command = self.command()?;
@@ -113,5 +126,33 @@ impl Build {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {command:?}"))
+    }
+}
+
+/// A client's build under way, its output collected.
+#[derive(Debug)]
+pub struct Running {
+    pid: Pid,
+    ended: mpsc::Receiver<std::io::Result<std::process::Output>>,
+}
+
+impl Running {
+    /// Waits for its end. One that takes longer hangs: it is killed, and that is an error.
+    pub fn wait(self, patience: Duration) -> Result<Outcome> {
+        match self.ended.recv_timeout(patience) {
+            Ok(output) => Ok(Outcome::of(&output?)),
+            Err(_) => {
+                kill(self.pid, Signal::SIGKILL)?;
+                let output = Outcome::of(&self.ended.recv()??);
+                bail!("the build did not end within {patience:?}:\n{}{}", output.stdout, output.stderr)
+            }
+        }
+    }
+
+    /// Cancels it as a user does.
+    pub fn cancel(&self) -> Result<()> {
+        // It may have ended.
+        let _ = kill(self.pid, Signal::SIGINT);
+        Ok(())
     }
 }

@@ -38,12 +38,27 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// The configuration file's text.
     pub config: String,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Options {
     /// A daemon of ours in `directory` with default settings.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { program: None, directory: directory.into(), arguments: Vec::new(), config: String::new() }
+        Self {
+            program: None,
+            directory: directory.into(),
+            arguments: Vec::new(),
+            config: String::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// The same with a variable in its environment.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.environment.push((key.to_owned(), value.into()));
+        self
     }
 
     /// The same with one more argument.
@@ -80,6 +95,7 @@ impl Options {
             .arg(self.directory.join("state"))
             .args(["--addr", &address])
             .args(&self.arguments)
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -110,6 +126,28 @@ fn follow(stderr: impl std::io::Read + Send + 'static, mut file: File) -> mpsc::
         }
     });
     receiver
+}
+
+/// Waits for the end of `child`; if it takes too long, `end` is called and must bring it about.
+fn wait_within(
+    child: &mut Child,
+    patience: Duration,
+    end: impl FnOnce() -> Result<()>,
+) -> Result<(std::process::ExitStatus, bool)> {
+    let (sender, ended) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(move || {
+            let status = child.wait();
+            let _ = sender.send(());
+            status
+        });
+        let late = ended.recv_timeout(patience).is_err();
+        if late {
+            end()?;
+        }
+        let status = waiter.join().map_err(|_| anyhow::anyhow!("the waiting thread panicked"))??;
+        Ok((status, late))
+    })
 }
 
 impl Daemon {
@@ -146,6 +184,20 @@ impl Daemon {
         Ok(())
     }
 
+    /// Waits until it ends by itself, which it was started to do by a signal.
+    pub fn crash(mut self, patience: Duration) -> Result<()> {
+        let mut child = self.child.take().context("the daemon is not running")?;
+        let pid = Pid::from_raw(child.id().try_into()?);
+        let (status, late) = wait_within(&mut child, patience, || kill(pid, Signal::SIGKILL).map_err(Into::into))?;
+        if late {
+            bail!("the daemon did not crash within {patience:?}:\n{}", self.log());
+        }
+        if status.code().is_some() {
+            bail!("the daemon ended with {status} and did not crash:\n{}", self.log());
+        }
+        Ok(())
+    }
+
     /// Asks it to stop and waits for its end; an error if it must be killed or fails.
     pub fn stop(mut self) -> Result<()> {
         self.terminate()
@@ -155,17 +207,7 @@ impl Daemon {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let pid = Pid::from_raw(child.id().try_into()?);
         kill(pid, Signal::SIGTERM)?;
-        let (sender, ended) = mpsc::channel();
-        let waiter = std::thread::spawn(move || {
-            let status = child.wait();
-            let _ = sender.send(());
-            status
-        });
-        let late = ended.recv_timeout(PATIENCE).is_err();
-        if late {
-            kill(pid, Signal::SIGKILL)?;
-        }
-        let status = waiter.join().map_err(|_| anyhow::anyhow!("the waiting thread panicked"))??;
+        let (status, late) = wait_within(&mut child, PATIENCE, || kill(pid, Signal::SIGKILL).map_err(Into::into))?;
         if late {
             bail!("the daemon did not stop within {PATIENCE:?}:\n{}", self.log());
         }

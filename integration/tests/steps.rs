@@ -139,8 +139,12 @@ fn privileged_all_output_of_a_step_arrives() {
     let steps = Steps::new();
     // Of one step the two streams may meet in the middle of a line.
     let outcome = steps.build("p", "RUN seq 1 30000\nRUN seq 30001 60000 >&2").run().unwrap().success().unwrap();
-    let words = outcome.stderr.lines().filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
-    let numbers: Vec<u32> = words.collect();
+    // Number of the vertex, seconds, and what it printed.
+    let printed = |line: &str| match line.split(' ').collect::<Vec<_>>()[..] {
+        [_, _, printed] => printed.parse::<u32>().ok(),
+        _ => None,
+    };
+    let numbers: Vec<u32> = outcome.stderr.lines().filter_map(printed).collect();
     assert_eq!(numbers, (1..=60_000).collect::<Vec<u32>>());
     steps.daemon.stop().unwrap();
 }
