@@ -32,7 +32,7 @@ mod quantity;
 pub mod shell;
 mod suggest;
 
-pub use convert::{Request, Target, convert, dockerfile_source};
+pub use convert::{Request, Target, check, convert, dockerfile_source};
 pub use error::{DockerfileError, Locations};
 pub use lookup::{IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, OciLayoutLookup, ResolvedImage};
 pub use options::{CacheImport, Options, OptionsError, frontend_caps};

@@ -111,8 +111,12 @@ fn invalid(message: impl Into<String>) -> OptionsError {
 /// Checks the value of `frontend.caps`. `Ok(Some(…))` is an error too unless the build is forwarded to another
 /// frontend.
 pub fn frontend_caps(list: &str) -> Result<Option<OptionsError>, OptionsError> {
-    const HAVE: [&str; 3] =
-        ["moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.gitquerystring"];
+    const HAVE: [&str; 4] = [
+        "moby.buildkit.frontend.inputs",
+        "moby.buildkit.frontend.subrequests",
+        "moby.buildkit.frontend.contexts",
+        "moby.buildkit.frontend.gitquerystring",
+    ];
     let mut missing = None;
     for cap in list.split(',').filter(|cap| !cap.is_empty()) {
         let (name, flag) = cap.split_once('+').unwrap_or((cap, ""));

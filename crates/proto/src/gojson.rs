@@ -1,5 +1,5 @@
-//! A definition in the JSON that Go's `encoding/json` makes of its generated struct: the form that it has inside of
-//! [`crate::errdefs::SourceInfo`]. Zero values are left out, bytes are base64.
+//! Definitions and places in texts in the JSON that Go's `encoding/json` makes of their generated structs: the form that they have in
+//! [`crate::errdefs::SourceInfo`] and in the answers of frontends. Zero values are left out, bytes are base64.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -21,9 +21,10 @@ pub fn definition(definition: &pb::Definition) -> Value {
 }
 
 fn op_metadata(metadata: &pb::OpMetadata) -> Value {
-    let group = metadata.progress_group.as_ref().map(|group| {
-        object([("id", json!(group.id)), ("name", json!(group.name)), ("weak", json!(group.weak))])
-    });
+    let group = metadata
+        .progress_group
+        .as_ref()
+        .map(|group| object([("id", json!(group.id)), ("name", json!(group.name)), ("weak", json!(group.weak))]));
     let resources = metadata.linux_resources.as_ref().map(|limits| {
         object([
             ("memory", json!(limits.memory)),
@@ -59,7 +60,8 @@ fn source(source: &pb::Source) -> Value {
     object([("locations", Value::Object(locations)), ("infos", Value::Array(infos))])
 }
 
-fn location(location: &pb::Location) -> Value {
+/// A place in a text.
+pub fn location(location: &pb::Location) -> Value {
     let position = |at: &pb::Position| object([("line", json!(at.line)), ("character", json!(at.character))]);
     let range = |range: &pb::Range| {
         object([
@@ -71,7 +73,8 @@ fn location(location: &pb::Location) -> Value {
     object([("sourceIndex", json!(location.source_index)), ("ranges", Value::Array(ranges))])
 }
 
-fn source_info(info: &pb::SourceInfo) -> Value {
+/// A text and where it can be had.
+pub fn source_info(info: &pb::SourceInfo) -> Value {
     object([
         ("filename", json!(info.filename)),
         ("data", json!(STANDARD.encode(&info.data))),
@@ -92,7 +95,8 @@ fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
     };
     // Maps, unlike messages, are left out when they are empty.
     let empty_map = |name: &str, value: &Value| {
-        matches!(name, "metadata" | "description" | "caps" | "locations") && value.as_object().is_some_and(Map::is_empty)
+        matches!(name, "metadata" | "description" | "caps" | "locations")
+            && value.as_object().is_some_and(Map::is_empty)
     };
     let kept = fields.into_iter().filter(|(name, value)| !is_zero(value) && !empty_map(name, value));
     Value::Object(kept.map(|(name, value)| (name.to_owned(), value)).collect())
@@ -124,10 +128,8 @@ mod tests {
         let range = pb::Range { start: Some(pb::Position { line: 1, character: 0 }), end: None };
         let place = pb::Location { source_index: 0, ranges: vec![range] };
         let locations = [("sha256:1".to_owned(), pb::Locations { locations: vec![place] })].into();
-        let outer = pb::Definition {
-            source: Some(pb::Source { locations, infos: vec![info] }),
-            ..pb::Definition::default()
-        };
+        let outer =
+            pb::Definition { source: Some(pb::Source { locations, infos: vec![info] }), ..pb::Definition::default() };
         let value = definition(&outer);
         assert_eq!(value["Source"]["locations"]["sha256:1"]["locations"][0]["ranges"][0]["start"]["line"], 1);
         assert_eq!(value["Source"]["infos"][0]["definition"]["def"][0], "b3A=");

@@ -109,6 +109,8 @@ struct Converter<'a> {
     ignore: Patterns,
     ignore_patterns: Vec<String>,
     groups: u64,
+    /// Whether stages are looked at that the target does not need.
+    all_stages: bool,
     /// Bytes of all history written so far.
     history: usize,
 }
@@ -117,11 +119,23 @@ struct Converter<'a> {
 pub async fn convert(request: &Request<'_>, resolver: &dyn MetaResolver) -> Result<Target, DockerfileError> {
     let linter = linter(request)?;
     let found = linter.clone();
-    build(request, resolver, linter).await.map_err(|error| error.warned(found.warnings()))
+    build(request, resolver, linter, false).await.map_err(|error| error.warned(found.warnings()))
 }
 
-async fn build(request: &Request<'_>, resolver: &dyn MetaResolver, linter: Linter) -> Result<Target> {
+/// Checks a Dockerfile: all of its stages, unless one is asked for. What is found comes with the error, if there is one.
+pub async fn check(request: &Request<'_>, resolver: &dyn MetaResolver) -> (Vec<Warning>, Option<DockerfileError>) {
+    let linter = match linter(request) {
+        Ok(linter) => linter,
+        Err(error) => return (Vec::new(), Some(error)),
+    };
+    let (found, all) = (linter.clone(), request.options.target.is_empty());
+    let error = build(request, resolver, linter, all).await.err();
+    (found.warnings(), error)
+}
+
+async fn build(request: &Request<'_>, resolver: &dyn MetaResolver, linter: Linter, all_stages: bool) -> Result<Target> {
     let mut converter = Converter::new(request, resolver, linter)?;
+    converter.all_stages = all_stages;
     let target = converter.target()?;
     converter.build_graph()?;
     let reachable = converter.resolve_stages(target).await?;
@@ -187,6 +201,7 @@ impl<'a> Converter<'a> {
             ignore: Patterns::default(),
             ignore_patterns: Vec::new(),
             groups: 0,
+            all_stages: false,
             history: 0,
         };
         converter.add_stages(stages)?;

@@ -299,6 +299,9 @@ impl Converter<'_> {
 
     /// The stages that `target` needs, itself among them.
     fn reachable(&self, target: usize) -> BTreeSet<usize> {
+        if self.all_stages {
+            return (0..self.stages.len()).collect();
+        }
         let mut found = BTreeSet::new();
         let mut rest = vec![target];
         while let Some(position) = rest.pop() {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use castor_dockerfile::lint::Warning;
 use castor_dockerfile::{
-    DockerfileError, IgnoreFile, Options, OptionsError, Request, convert, dockerfile_source, frontend_caps, parser,
+    DockerfileError, IgnoreFile, Options, OptionsError, Request, check, convert, dockerfile_source, frontend_caps,
+    parser,
 };
 use castor_llb::{CapSet, Definition};
 use castor_oci::{Digest, Platform};
@@ -16,6 +17,7 @@ use castor_proto::pb;
 use castor_wire::Failure;
 use futures::future::try_join_all;
 
+use super::lint;
 use super::metadata::{self, Built};
 use super::resolver::{Resolver, single};
 use crate::failure::{from_failure, to_failure};
@@ -46,7 +48,7 @@ impl Text {
     fn located(&self, error: &BridgeError, locations: &[Vec<castor_llb::Range>]) -> BridgeError {
         let mut failure = to_failure(error);
         let info = self.info();
-        for location in locations {
+        for location in locations.iter().rev() {
             let ranges: Vec<pb::Range> = location.iter().map(|range| range.to_pb()).collect();
             failure.push(&source_detail(&info, &ranges));
         }
@@ -95,11 +97,6 @@ pub(super) async fn build(bridge: Arc<dyn Bridge>, request: FrontendRequest) -> 
     if let Some(error) = missing_cap {
         return Err(refused(&error));
     }
-    if let Some(name) = &options.request_id {
-        let failure = Failure::new(tonic::Code::Unimplemented, format!("unsupported request {name}"));
-        return Err(from_failure(&failure.with(&Subrequest { name: name.clone() })));
-    }
-
     let native =
         bridge.workers().first().and_then(|worker| worker.platforms.first().cloned()).unwrap_or_else(Platform::host);
     let targets: Vec<Option<Platform>> = match options.platforms.is_empty() {
@@ -107,6 +104,10 @@ pub(super) async fn build(bridge: Arc<dyn Bridge>, request: FrontendRequest) -> 
         false => options.platforms.iter().cloned().map(Some).collect(),
     };
     let resolver = Resolver::new(bridge.clone(), text.ignore.clone());
+    if let Some(name) = &options.request_id {
+        let job = Target { bridge: &bridge, request: &request, options: &options, text: &text, resolver: &resolver };
+        return job.answer(name, targets.into_iter().next().flatten(), native).await;
+    }
     let builds = targets.into_iter().enumerate().map(|(index, platform)| {
         let job = Target { bridge: &bridge, request: &request, options: &options, text: &text, resolver: &resolver };
         let native = native.clone();
@@ -126,15 +127,7 @@ struct Target<'a> {
 
 impl Target<'_> {
     async fn build(self, platform: Option<Platform>, native: Platform, first: bool) -> Result<Built, BridgeError> {
-        let request = Request {
-            dockerfile: &self.text.data,
-            options: self.options,
-            dockerfile_definition: Some(self.text.definition.clone()),
-            build_platform: native,
-            target_platform: platform.clone(),
-            caps: CapSet::supported(),
-            lint: first,
-        };
+        let request = self.conversion(platform.clone(), native, first);
         let converted = Box::pin(convert(&request, self.resolver)).await;
         let warnings = converted.as_ref().map_or_else(DockerfileError::warnings, |target| &target.warnings);
         warnings.iter().for_each(|warning| self.warn(warning));
@@ -142,6 +135,39 @@ impl Target<'_> {
         let reference = self.load(target.definition.clone()).await?;
         let platform = platform.unwrap_or_else(Platform::host);
         Ok(Built { reference, target, platform })
+    }
+
+    fn conversion(&self, platform: Option<Platform>, native: Platform, lint: bool) -> Request<'_> {
+        Request {
+            dockerfile: &self.text.data,
+            options: self.options,
+            dockerfile_definition: Some(self.text.definition.clone()),
+            build_platform: native,
+            target_platform: platform,
+            caps: CapSet::supported(),
+            lint,
+        }
+    }
+
+    /// The answer to a request that is none for a build.
+    async fn answer(
+        self,
+        name: &str,
+        platform: Option<Platform>,
+        native: Platform,
+    ) -> Result<SolveResult, BridgeError> {
+        match name {
+            lint::DESCRIBE => lint::describe(),
+            lint::LINT => {
+                let request = self.conversion(platform, native, true);
+                let (warnings, error) = Box::pin(check(&request, self.resolver)).await;
+                lint::lint(&self.text.info(), warnings, error.as_ref())
+            }
+            name => {
+                let failure = Failure::new(tonic::Code::Unimplemented, format!("unsupported request {name}"));
+                Err(from_failure(&failure.with(&Subrequest { name: name.to_owned() })))
+            }
+        }
     }
 
     async fn load(&self, definition: Definition) -> Result<Option<LazyRef>, BridgeError> {

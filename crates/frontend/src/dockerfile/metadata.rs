@@ -72,10 +72,22 @@ fn export(wanted: &Platform, image: &Platform) -> Export {
     Export { id, platform }
 }
 
-/// JSON as Go writes it: what could be taken for markup is escaped.
+/// JSON as Go writes it.
 fn json(value: &impl Serialize) -> Result<Bytes, BridgeError> {
-    let text = serde_json::to_string(value)
-        .map_err(|error| BridgeError::unknown(format!("failed to marshal image config: {error}")))?;
+    serde_json::to_string(value).map(|text| escaped(&text)).map_err(|error| not_json(&error))
+}
+
+/// The same, for people.
+pub(super) fn pretty(value: &impl Serialize) -> Result<Bytes, BridgeError> {
+    serde_json::to_string_pretty(value).map(|text| escaped(&text)).map_err(|error| not_json(&error))
+}
+
+fn not_json(error: &serde_json::Error) -> BridgeError {
+    BridgeError::unknown(format!("failed to marshal the frontend's result: {error}"))
+}
+
+/// Go escapes what could be taken for markup.
+fn escaped(text: &str) -> Bytes {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -84,5 +96,5 @@ fn json(value: &impl Serialize) -> Result<Bytes, BridgeError> {
             c => out.push(c),
         }
     }
-    Ok(out.into())
+    out.into()
 }

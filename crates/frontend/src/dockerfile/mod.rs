@@ -1,6 +1,7 @@
 //! The builtin `dockerfile.v0`.
 
 mod build;
+mod lint;
 mod metadata;
 mod resolver;
 
