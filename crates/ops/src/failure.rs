@@ -72,7 +72,8 @@ pub fn failure(error: &SolveError, graph: &Graph, source: Option<&pb::Source>) -
     failure.push(&Vertex { digest: vertex.digest.to_string() });
     let infos = source.map_or(&[][..], |source| &source.infos);
     let locations = source.and_then(|source| source.locations.get(&vertex.digest.to_string()));
-    for location in locations.iter().flat_map(|locations| &locations.locations) {
+    // The last location is the outermost, and comes first.
+    for location in locations.iter().flat_map(|locations| &locations.locations).rev() {
         let info = usize::try_from(location.source_index).ok().and_then(|index| infos.get(index));
         if let Some(info) = info {
             failure.push(&source_detail(info, &location.ranges));

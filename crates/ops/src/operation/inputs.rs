@@ -49,6 +49,9 @@ impl ContentKey<ImmutableRef> for Content {
         let whole = [Selector::default()];
         let selectors = if self.0.is_empty() { &whole } else { self.0.as_slice() };
         let checksums = selectors.iter().map(|selector| async move {
+            if input.is_scratch() {
+                return nothing(&path::absolute(&selector.path));
+            }
             let options = ChecksumOptions {
                 follow_links: selector.follow_links,
                 wildcard: selector.wildcard,
@@ -56,9 +59,18 @@ impl ContentKey<ImmutableRef> for Content {
                 exclude_patterns: selector.exclude_patterns.clone(),
                 required_paths: selector.required_paths.clone(),
             };
-            input.checksum(cx, &path::absolute(&selector.path), &options).await
+            let digest = input.checksum(cx, &path::absolute(&selector.path), &options).await;
+            digest.map_err(OpError::from)
         });
-        let digests = futures::future::try_join_all(checksums).await.map_err(OpError::from)?;
+        let digests = futures::future::try_join_all(checksums).await?;
         Ok(Some(identity::content(&digests)))
     }
+}
+
+/// The content of `path` in nothing at all: as `BuildKit`, which asks no tree then, computes it and fails.
+fn nothing(path: &str) -> Result<Digest, OpError> {
+    if path == "/" {
+        return Ok(Digest::of(b""));
+    }
+    Err(OpError::Invalid(format!("failed to calculate checksum of ref : {path}: no such file or directory")))
 }
