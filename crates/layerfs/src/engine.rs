@@ -571,7 +571,9 @@ fn prepare(root: &std::path::Path) -> Result<(), LayerError> {
     for entry in std::fs::read_dir(&dir).map_err(|e| LayerError::io("list", &dir, e))?.filter_map(Result::ok) {
         let name = entry.file_name();
         if name.to_str().is_none_or(|name| LayerId::from_directory(name).is_none()) {
-            std::fs::remove_dir_all(entry.path()).map_err(|e| LayerError::io("remove", entry.path(), e))?;
+            let path = entry.path();
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.map_err(|e| LayerError::io("remove", path, e))?;
         }
     }
     Ok(())

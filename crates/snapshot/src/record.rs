@@ -96,7 +96,9 @@ impl State {
             state.flat.insert(list_digest(&flat.base, &flat.elements), flat);
         }
         let next = store.get(META, NEXT).map_err(db)?.and_then(|value| value.try_into().ok());
-        state.next = next.map_or(1, u64::from_be_bytes);
+        // Batches of two snapshots may be written in another order than their numbers were given.
+        let used = state.diffs.keys().map(|id| id.0 + 1).max().unwrap_or(1);
+        state.next = next.map_or(1, u64::from_be_bytes).max(used);
         Ok(state)
     }
 
