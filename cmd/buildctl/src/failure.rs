@@ -4,8 +4,23 @@ use std::io::{self, Write as _};
 
 use castor_client::{ClientError, Source, source};
 
+/// Writes to standard output.
+pub fn show(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Whoever read the output has seen enough: that needs no words.
+fn is_closed_pipe(err: &anyhow::Error) -> bool {
+    err.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|err| err.kind() == io::ErrorKind::BrokenPipe)
+}
+
 /// Says it, after the lines of the user's text that it is about.
 pub fn report(err: &anyhow::Error, debug: bool) {
+    if is_closed_pipe(err) {
+        return;
+    }
     let failure = err.downcast_ref::<ClientError>().and_then(ClientError::failure);
     let mut stderr = io::stderr().lock();
     // Where errors cannot be written there is nobody to tell.

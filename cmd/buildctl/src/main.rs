@@ -31,21 +31,21 @@ fn main() -> ExitCode {
     let (path, values) = match flags::parse(&commands::ROOT, std::env::args().skip(1)) {
         Ok(Request::Run(path, values)) => (path, values),
         Ok(Request::Help(text)) => {
-            print!("{text}");
-            return ExitCode::SUCCESS;
+            return exit(failure::show(&text));
         }
         Ok(Request::Version) => {
-            println!("buildctl castor {} {}", env!("CARGO_PKG_VERSION"), option_env!("CASTOR_REVISION").unwrap_or("-"));
-            return ExitCode::SUCCESS;
+            let revision = option_env!("CASTOR_REVISION").unwrap_or("-");
+            return exit(failure::show(&format!("buildctl castor {} {revision}\n", env!("CARGO_PKG_VERSION"))));
         }
         Err(Misuse::Flag { message, help }) => {
-            eprintln!("Incorrect Usage: {message}\n");
-            print!("{help}");
-            eprintln!("error: {message}");
+            complain(&format!("Incorrect Usage: {message}\n\n"));
+            // The mistake is said whether or not the help can be.
+            let _ = failure::show(&help);
+            complain(&format!("error: {message}\n"));
             return ExitCode::FAILURE;
         }
         Err(Misuse::Unknown(name)) => {
-            eprintln!("No help topic for '{name}'");
+            complain(&format!("No help topic for '{name}'\n"));
             return ExitCode::from(UNKNOWN_COMMAND);
         }
     };
@@ -56,6 +56,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn exit(shown: io::Result<()>) -> ExitCode {
+    if shown.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Writes to standard error; where that is closed there is nobody to tell.
+fn complain(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn run(path: &[&str], values: &Values) -> Result<()> {

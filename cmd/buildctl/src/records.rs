@@ -8,6 +8,7 @@ use castor_client::{Client, PruneOptions, size, status};
 use futures::TryStreamExt as _;
 
 use crate::data::Data;
+use crate::failure::show;
 use crate::flags::Values;
 use crate::table::{Padding, align};
 use crate::template::Template;
@@ -19,16 +20,16 @@ pub async fn usage(client: &Client, values: &Values) -> Result<()> {
     let records = client.disk_usage(filter).await?;
     if let Some(template) = template(values)? {
         let list = Data::list(records.iter().map(to_data));
-        println!("{}", template.render(&list)?);
+        show(&(template.render(&list)? + "\n"))?;
         return Ok(());
     }
     if values.bool("verbose") {
-        print!("{}", verbose(&records));
+        show(&verbose(&records))?;
     } else {
-        print!("{}", align(&(HEADER.to_owned() + &rows(&records)), Padding::Tabs));
+        show(&align(&(HEADER.to_owned() + &rows(&records)), Padding::Tabs))?;
     }
     if !filtered {
-        print!("{}", summary(&records));
+        show(&summary(&records))?;
     }
     Ok(())
 }
@@ -51,17 +52,17 @@ pub async fn prune(client: &Client, values: &Values) -> Result<()> {
         total += record.size;
         let records = [record];
         if let Some(template) = &template {
-            println!("{}", template.render(&to_data(&records[0]))?);
+            show(&(template.render(&to_data(&records[0]))? + "\n"))?;
         } else if values.bool("verbose") {
-            print!("{}", verbose(&records));
+            show(&verbose(&records))?;
         } else {
             let header = if first { HEADER } else { "" };
-            print!("{}", align(&(header.to_owned() + &rows(&records)), Padding::Tabs));
+            show(&align(&(header.to_owned() + &rows(&records)), Padding::Tabs))?;
             first = false;
         }
     }
     if template.is_none() {
-        print!("{}", align(&format!("Total:\t{}\n", size::rounded(total)), Padding::Tabs));
+        show(&align(&format!("Total:\t{}\n", size::rounded(total)), Padding::Tabs))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use castor_client::records::{BuildkitVersion, Platform, WorkerRecord};
 use castor_client::{Client, size};
 
 use crate::data::Data;
+use crate::failure::show;
 use crate::flags::Values;
 use crate::gotime::format_duration;
 use crate::records::template;
@@ -18,15 +19,15 @@ pub async fn workers(client: &Client, values: &Values) -> Result<()> {
     let workers = client.workers(values.texts("filter").to_vec()).await?;
     if let Some(template) = template(values)? {
         let list = Data::list(workers.iter().map(to_data));
-        println!("{}", template.render(&list)?);
+        show(&(template.render(&list)? + "\n"))?;
     } else if values.bool("verbose") {
-        print!("{}", align(&verbose(&workers), Padding::Tabs));
+        show(&align(&verbose(&workers), Padding::Tabs))?;
     } else {
         let mut text = String::from("ID\tPLATFORMS\n");
         for worker in &workers {
             let _ = writeln!(text, "{}\t{}", worker.id, platforms(worker));
         }
-        print!("{}", align(&text, Padding::Tabs));
+        show(&align(&text, Padding::Tabs))?;
     }
     Ok(())
 }
@@ -35,10 +36,10 @@ pub async fn workers(client: &Client, values: &Values) -> Result<()> {
 pub async fn info(client: &Client, values: &Values) -> Result<()> {
     let version = client.info().await?;
     if let Some(template) = template(values)? {
-        println!("{}", template.render(&Data::map([("buildkitVersion", version_data(&version))]))?);
+        show(&(template.render(&Data::map([("buildkitVersion", version_data(&version))]))? + "\n"))?;
         return Ok(());
     }
-    print!("{}", align(&version_lines(&version), Padding::Blanks));
+    show(&align(&version_lines(&version), Padding::Blanks))?;
     Ok(())
 }
 
