@@ -12,6 +12,7 @@
 //! The commit point of every change is the database batch: directories are made before it and deleted after it.
 
 use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -449,6 +450,9 @@ fn tidy(root: &Path, known: &HashSet<String>) -> Result<(), SnapshotError> {
     for name in ["diffs", "mounts", "empty"] {
         let dir = root.join(name);
         std::fs::create_dir_all(&dir).map_err(|e| SnapshotError::io("create", &dir, e))?;
+        // Whatever the umask is: the root of a snapshot on nothing has the attributes of the empty directory.
+        let mode = std::fs::Permissions::from_mode(if name == "empty" { 0o755 } else { 0o711 });
+        std::fs::set_permissions(&dir, mode).map_err(|e| SnapshotError::io("set permissions of", &dir, e))?;
     }
     let list = |dir: &Path| {
         let entries = std::fs::read_dir(dir).map_err(|e| SnapshotError::io("list", dir, e))?;
