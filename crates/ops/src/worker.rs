@@ -107,8 +107,20 @@ impl Worker {
         &self.0.config.executor
     }
 
-    pub(crate) fn lazy(&self) -> Lazy {
-        self.0.config.lazy
+    /// Whether layers may be mounted before they are here, for the builds that want what `cx` is for.
+    pub(crate) fn wants_lazy(&self, cx: &Cx) -> Lazy {
+        let asked = cx.attributes("lazy");
+        let says = |word: &str| asked.iter().any(|value| value == word);
+        // Of builds that share the image, the strictest decides.
+        if says("require") {
+            Lazy::Require
+        } else if says("never") {
+            Lazy::Never
+        } else if says("prefer") {
+            Lazy::Prefer
+        } else {
+            self.0.config.lazy
+        }
     }
 
     pub(crate) fn scope(&self) -> &Scope {

@@ -74,22 +74,6 @@ impl Image {
         Ok(Chosen { reference, resolved, layers, diff_ids })
     }
 
-    /// Whether layers may be mounted before they are here.
-    fn want(&self, cx: &Cx) -> Lazy {
-        let asked = cx.attributes("lazy");
-        let says = |word: &str| asked.iter().any(|value| value == word);
-        // Of builds that share the image, the strictest decides.
-        if says("require") {
-            Lazy::Require
-        } else if says("never") {
-            Lazy::Never
-        } else if says("prefer") {
-            Lazy::Prefer
-        } else {
-            self.worker.lazy()
-        }
-    }
-
     async fn load(&self, chosen: &Chosen, want: Lazy) -> Result<ImmutableRef, OpError> {
         let store = self.worker.store();
         if chosen.layers.is_empty() {
@@ -130,7 +114,7 @@ impl Image {
 
     /// What tells the image from another one that claims the same content, while nobody has checked.
     async fn private(&self, cx: &Cx, chosen: &Chosen) -> Result<Option<Private>, OpError> {
-        let want = self.want(cx);
+        let want = self.worker.wants_lazy(cx);
         // Layers that are fetched first are verified before anything sees them.
         if want == Lazy::Never || chosen.layers.iter().all(|layer| layer.toc_digest().is_none()) {
             return Ok(None);
@@ -173,6 +157,6 @@ impl Operation<ImmutableRef> for Image {
 
     async fn execute(&self, cx: &Cx, _: &[ImmutableRef]) -> Result<Outputs<ImmutableRef>, BoxError> {
         let chosen = self.choose(cx).await?;
-        Ok(vec![Some(self.load(&chosen, self.want(cx)).await?)])
+        Ok(vec![Some(self.load(&chosen, self.worker.wants_lazy(cx)).await?)])
     }
 }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use castor_layerfs::{Layer, LayerState, NOT_ASKED, ReadError};
+use castor_layerfs::{Layer, LayerError, LayerState, Lazy, NOT_ASKED, ReadError};
 use castor_progress::{Reporter, Task};
 use castor_solver::Cx;
-use castor_store::ImmutableRef;
+use castor_store::{ImmutableRef, StoreError};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +38,9 @@ impl Reads {
                     layers.push(layer);
                 }
             }
+        }
+        if worker.wants_lazy(cx) == Lazy::Require {
+            insist(&layers)?;
         }
         let stop = CancellationToken::new();
         let shown: Vec<Arc<Layer>> = layers.iter().filter(|layer| is_shown(layer)).cloned().collect();
@@ -99,6 +102,18 @@ fn label(layer: &Layer) -> String {
         Some(reason) => format!("layer {blob} eager: {reason}"),
         None => format!("layer {blob} lazy"),
     }
+}
+
+/// Refuses layers that fell back, also those that did so for a build that did not mind.
+fn insist(layers: &[Arc<Layer>]) -> Result<(), StoreError> {
+    for layer in layers {
+        if let Some(reason) = layer.eager_reason()
+            && reason != NOT_ASKED
+        {
+            return Err(LayerError::NotLazy { layer: layer.id().blob, image: layer.image(), reason }.into());
+        }
+    }
+    Ok(())
 }
 
 fn number(value: u64) -> i64 {
