@@ -1,0 +1,148 @@
+//! `make bench`: how long the hello build takes where the registry is far away.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use castor_integration::build::Build;
+use castor_integration::daemon::{Daemon, Options};
+use castor_integration::hello;
+use castor_integration::project::Project;
+use castor_integration::scene::{self, STARGZ};
+use castor_testkit::{RealRegistry, Relay, RelayOptions};
+
+const NAME: &str = "go-base";
+/// Runs of each row; odd, so that one of them is in the middle.
+const RUNS: usize = 5;
+/// 200 Mbit/s.
+const BANDWIDTH: u64 = 25_000_000;
+const ROUND_TRIP: Duration = Duration::from_millis(20);
+
+/// One build: time, and what went through the relay.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    time: Duration,
+    bytes: u64,
+    requests: u64,
+}
+
+struct Bench {
+    place: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    registry: RealRegistry,
+}
+
+fn main() -> Result<()> {
+    let bench = Bench::new()?;
+    let image = hello::facts(bench.registry.host(), NAME, "1")?;
+    println!("image: {:.1} MB compressed, {:.1} MB uncompressed", mega(image.compressed), mega(image.uncompressed));
+    println!("link: {} Mbit/s, round trip {ROUND_TRIP:?}; medians of {RUNS}\n", BANDWIDTH * 8 / 1_000_000);
+
+    let mut lazy = Vec::new();
+    let mut local = Vec::new();
+    let mut eager = Vec::new();
+    for run in 0..RUNS {
+        // Interleaved, so that a slow minute of the machine is in all rows.
+        let (cold, hot) = bench.lazy(run)?;
+        lazy.push(cold);
+        local.push(hot);
+        eager.push(bench.eager(run)?);
+        eprintln!("run {} of {RUNS}: lazy {:.1?}, everything local {:.1?}, eager {:.1?}", run + 1, cold.time, hot.time, eager[run].time);
+    }
+    let local = median(&local);
+    println!("| hello build                    | time    | over local | fetched  | requests |");
+    println!("|--------------------------------|---------|------------|----------|----------|");
+    for (name, run) in
+        [("lazy, cold", median(&lazy)), ("eager, cold", median(&eager)), ("everything local, `--no-cache`", local)]
+    {
+        println!(
+            "| {name:<30} | {:>5.2} s | {:>+8.2} s | {:>5.1} MB | {:>8} |",
+            run.time.as_secs_f64(),
+            run.time.as_secs_f64() - local.time.as_secs_f64(),
+            mega(run.bytes),
+            run.requests
+        );
+    }
+    Ok(())
+}
+
+impl Bench {
+    /// A registry with the base image.
+    fn new() -> Result<Self> {
+        let place = scene::place("bench-")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+        let registry = RealRegistry::start();
+        let root = hello::root_filesystem()?;
+        let maker = scene::plain_hosts(Options::new(place.path().join("maker")), [registry.host()]).start()?;
+        hello::push_base(&maker, &root, place.path(), &format!("{}/{NAME}:1", registry.host()))?;
+        maker.stop()?;
+        std::fs::remove_dir_all(place.path().join("maker")).context("remove the maker's state")?;
+        Ok(Self { place, runtime, registry })
+    }
+
+    /// A relay of its own for each run: its address is the image's name, which no daemon has seen.
+    fn relay(&self) -> Relay {
+        let options = RelayOptions { round_trip: ROUND_TRIP, bandwidth: Some(BANDWIDTH) };
+        self.runtime.block_on(Relay::start(self.registry.addr(), options))
+    }
+
+    /// A cold lazy build, and one more on the same daemon once all layers are here.
+    fn lazy(&self, run: usize) -> Result<(Run, Run)> {
+        let relay = self.relay();
+        let (daemon, project) = self.fresh(&format!("lazy-{run}"), &relay, &[STARGZ])?;
+        let cold = self.timed(&relay, &Build::new(&daemon, &project).opt("lazy", "require"))?;
+        // Reading everything once brings everything.
+        let host = relay.host();
+        let all = Project::new(
+            self.place.path().join("all"),
+            &format!("FROM {host}/{NAME}:1\nRUN find / -xdev -type f -exec cat {{}} + > /dev/null\n"),
+        )?;
+        Build::new(&daemon, &all).run()?.success()?;
+        let hot = self.timed(&relay, &Build::new(&daemon, &project).arg("--no-cache"))?;
+        self.end(daemon, &format!("lazy-{run}"))?;
+        Ok((cold, hot))
+    }
+
+    fn eager(&self, run: usize) -> Result<Run> {
+        let relay = self.relay();
+        let name = format!("eager-{run}");
+        let (daemon, project) = self.fresh(&name, &relay, &["--oci-worker-snapshotter=overlayfs"])?;
+        let cold = self.timed(&relay, &Build::new(&daemon, &project))?;
+        self.end(daemon, &name)?;
+        Ok(cold)
+    }
+
+    fn fresh(&self, name: &str, relay: &Relay, arguments: &[&str]) -> Result<(Daemon, Project)> {
+        let host = relay.host();
+        let options = scene::plain_hosts(Options::new(self.place.path().join(name)), [host.as_str()]);
+        let options = arguments.iter().fold(options, |options, argument| options.arg(*argument));
+        let project = hello::project(&self.place.path().join("hello"), &format!("{host}/{NAME}:1"))?;
+        Ok((options.start()?, project))
+    }
+
+    fn timed(&self, relay: &Relay, build: &Build) -> Result<Run> {
+        let out = self.place.path().join("out");
+        relay.reset();
+        let begun = Instant::now();
+        build.clone().local_output(&out).run()?.success()?;
+        let run = Run { time: begun.elapsed(), bytes: relay.bytes_down(), requests: relay.requests() };
+        hello::greet(&out)?;
+        std::fs::remove_dir_all(&out).context("remove the output")?;
+        Ok(run)
+    }
+
+    fn end(&self, daemon: Daemon, name: &str) -> Result<()> {
+        daemon.stop()?;
+        std::fs::remove_dir_all(self.place.path().join(name)).context("remove the daemon's state")
+    }
+}
+
+fn median(runs: &[Run]) -> Run {
+    let mut sorted = runs.to_vec();
+    sorted.sort_by_key(|run| run.time);
+    sorted[sorted.len() / 2]
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn mega(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
