@@ -173,6 +173,11 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
             let results = self.reach_inputs(Level::Complete).await?;
             self.prepare_inputs(&results).await?;
             self.find_contents().await?;
+            // The inputs' keys are final now, and with them this output's.
+            self.look_up().await;
+            if !self.hits.is_empty() {
+                continue;
+            }
             if let Some(executed) = self.execute(results).await? {
                 return Ok(executed);
             }
@@ -364,15 +369,19 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
         if !self.ignores_cache() {
             self.hits = find_results(main, &imports, &self.keys).await;
             self.hits.retain(|hit| !self.unusable.contains(&hit.record));
+            if state.vertex.inputs.is_empty() {
+                // A source gives what it names itself. Another's result of the same claim would be as good, but who asks
+                // may not be allowed to read where that comes from.
+                self.hits.retain(|hit| hit.key.own);
+            }
         }
     }
 
-    /// Gives an output that only imports or unverified claims know a key of its own in the store, so that what is made
-    /// of it can be stored.
+    /// Gives an output that only imports know a key in the store, so that what is made of it can be stored.
     async fn adopt(&mut self, inputs: &[Vec<Vec<Alternative>>]) {
         let main = self.state.shared.keys.clone();
         let usable = |key: &KeyRef| key.own && key.is_in(main.name());
-        if self.keys.is_empty() || self.keys.iter().any(usable) {
+        if self.keys.iter().any(usable) || !self.keys.iter().any(|key| key.own) {
             return;
         }
         let output = self.edge.output as i64;
@@ -410,7 +419,11 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
                 Ok(Yield::Loaded(Some(result))) => {
                     state.started();
                     state.completed(true, None);
-                    self.keep(&hit, &result).await;
+                    if hit.key.own {
+                        self.keep(&hit, &result).await;
+                    } else {
+                        self.become_claimed(hit.key);
+                    }
                     return Ok(Some((result, self.keys.clone())));
                 }
                 Err(error) if matches!(error.kind(), SolveErrorKind::Internal { .. }) => return Err(error),
@@ -422,7 +435,16 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
         Ok(None)
     }
 
-    /// Stores a result that was found under an import's or another's key under this output's own keys too.
+    /// After a result was found through a claim: it is what `key` names, for whoever stored it there had seen what is
+    /// claimed. What the private keys name is something else, perhaps, so nothing made of this result may be found by
+    /// them, nor the two be taken for equal.
+    fn become_claimed(&mut self, key: KeyRef) {
+        for other in &mut self.keys {
+            other.own = other.id == key.id && other.place == key.place;
+        }
+    }
+
+    /// Stores a result that was found under an import's key under this output's own keys too.
     async fn keep(&self, hit: &Hit, result: &R) {
         let shared = &self.state.shared;
         let main = shared.keys.name();

@@ -25,6 +25,9 @@ pub(crate) struct KeyRef {
     pub(crate) place: Place,
     /// Whether results may be stored under it. Otherwise it was reached through a claim that nobody has verified, and
     /// serves look-ups only.
+    ///
+    /// Of an output that is complete, all own keys name its very result. This is what keeps a hostile image's results
+    /// apart: a key that names what was seen is never linked with one that names what is claimed.
     pub(crate) own: bool,
 }
 

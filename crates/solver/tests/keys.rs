@@ -276,6 +276,37 @@ async fn a_step_that_starts_from_a_claimed_hit_is_stored_for_the_claimant_only()
 }
 
 #[tokio::test]
+async fn what_is_made_of_a_claimed_hit_is_not_taken_for_what_is_made_of_the_claimant() {
+    let world = World::new();
+    let honest = |world: &World| {
+        let image = image(world, "honest", "good", true);
+        let first = world.op("g1").op("run 1").on(&[&image]);
+        let second = world.op("g2").op("run 2").on(&[&first]).content();
+        [image, first.says("files"), second]
+    };
+    let hostile = |world: &World| {
+        let image = image(world, "hostile", "evil", false);
+        let first = world.op("h1").op("run 1").on(&[&image]);
+        let second = world.op("h2").op("run 2").on(&[&first]).content();
+        [image, first.says("evil files"), second]
+    };
+    let build = async |world: &World, ops: [fake::Fake; 3]| world.text(&[&ops[0], &ops[1], &ops[2]]).await;
+    world.build(&[&honest(&world)[0], &honest(&world)[1]]).await.unwrap();
+    // Its first step is found through the claim, its second made of that and stored under the content's key too.
+    assert_eq!(build(&world, hostile(&world)).await, "h2(files)");
+    // Both get lost, so the claimant makes its own.
+    for text in ["files", "h2(files)"] {
+        let id = Digest::of(text).to_string();
+        world.results.kept.lock().remove(&id);
+        world.keys.release(&id).await.unwrap();
+    }
+    let later = world.restarted();
+    assert_eq!(build(&later, hostile(&later)).await, "h2(evil files)");
+    let last = later.restarted();
+    assert_eq!(build(&last, honest(&last)).await, "g2(files)");
+}
+
+#[tokio::test]
 async fn verification_links_results_under_the_claimed_key() {
     let world = World::new();
     let lazy = image(&world, "image", "bytes", false);

@@ -91,6 +91,8 @@ pub struct Fake {
     pub ignore_cache: bool,
     pub outputs: usize,
     pub says: Option<String>,
+    /// Says this and what its inputs said.
+    pub label: Option<String>,
     pub fails: Option<String>,
     pub gate: Option<Gate>,
     pub started: Arc<Notify>,
@@ -221,7 +223,9 @@ impl Operation<Text> for Fake {
         if self.fails_without.as_ref().is_some_and(|session| !cx.sessions().contains(session)) {
             return Err("no active session".into());
         }
-        let text = self.says.clone().unwrap_or_else(|| format!("{}({})", self.name, inputs.join(",")));
+        let labelled = || self.label.as_ref().map(|label| format!("{label}[{}]", inputs.join(",")));
+        let text =
+            labelled().or_else(|| self.says.clone()).unwrap_or_else(|| format!("{}({})", self.name, inputs.join(",")));
         Ok((0..self.outputs.max(1))
             .map(|index| Some(if index == 0 { text.clone() } else { format!("{text}#{index}") }.into()))
             .collect())
@@ -324,6 +328,7 @@ impl World {
             ignore_cache: false,
             outputs: 1,
             says: None,
+            label: None,
             fails: None,
             gate: None,
             started: Arc::default(),
