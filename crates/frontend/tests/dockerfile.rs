@@ -102,7 +102,7 @@ async fn stands_in_for_dockers_frontend_and_says_so() {
     let text = "# syntax=docker/dockerfile:1\nFROM scratch\nCOPY a /\n";
     let fake = dockerfile(text);
     build(&fake, "dockerfile.v0", &[]).await.unwrap();
-    let warnings = fake.warnings.lock();
+    let warnings = std::mem::take(&mut *fake.warnings.lock());
     assert_eq!(warnings.len(), 1);
     assert!(String::from_utf8_lossy(&warnings[0].short).contains("docker/dockerfile:1"));
     assert_eq!(warnings[0].ranges[0].start.0, 1);

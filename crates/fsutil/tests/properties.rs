@@ -189,7 +189,8 @@ fn without_shortcuts(include: &[String], exclude: &[String]) -> BTreeSet<String>
     };
     let mut shown = BTreeSet::new();
     for path in all {
-        if (include.is_empty() || hit(&includes, path)) && !(!exclude.is_empty() && hit(&excludes, path)) {
+        let (included, excluded) = (hit(&includes, path), hit(&excludes, path));
+        if (include.is_empty() || included) && (exclude.is_empty() || !excluded) {
             shown.insert(path.to_owned());
             let above = path.match_indices('/').map(|(at, _)| path[..at].to_owned());
             shown.extend(above);

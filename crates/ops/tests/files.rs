@@ -83,9 +83,12 @@ fn list(root: &Path) -> Vec<String> {
     out
 }
 
+/// What is in the source and in the destination, source and destination of the copy, what the destination has then.
+type CopyCase<'a> = (&'a [&'a str], &'a [&'a str], &'a str, &'a str, &'a [&'a str]);
+
 #[test]
 fn copies_end_up_where_docker_puts_them() {
-    let cases: &[(&[&str], &[&str], &str, &str, &[&str])] = &[
+    let cases: &[CopyCase<'_>] = &[
         (&["a"], &[], "a", "/x", &["x"]),
         (&["a"], &[], "a", "/x/", &["x/", "x/a"]),
         (&["a"], &["x/"], "a", "/x", &["x/", "x/a"]),
