@@ -354,8 +354,8 @@ impl LocalSnapshotter {
         Ok(id)
     }
 
-    /// The elements of `list` with every diff that is bound to another base than it has there replaced by one that stands
-    /// for itself.
+    /// The elements of `list` with every diff that is bound to another base than it has there, or would hide more than it
+    /// did on its own, replaced by one that stands for itself.
     async fn unbound(&self, list: Vec<Element>) -> Result<Vec<Element>, SnapshotError> {
         let mut result: Vec<Element> = Vec::with_capacity(list.len());
         for element in list {
@@ -364,7 +364,8 @@ impl LocalSnapshotter {
                 continue;
             };
             let diff = self.state.lock().diffs.get(&id).cloned().unwrap_or_default();
-            if diff.bound && diff.base != result {
+            let elsewhere = diff.bound && diff.base != result;
+            if elsewhere || diff.opaque && result.iter().any(|below| !diff.base.contains(below)) {
                 let plain = self.rewrite(&diff.base, &[element]).await?;
                 result.push(Element::Diff(plain));
             } else {
@@ -547,11 +548,13 @@ impl Snapshotter for LocalSnapshotter {
         let mut batch = Batch::new();
         {
             let mut state = self.state.lock();
+            let base = if measure.bound || measure.opaque { &elements[..elements.len() - 1] } else { &[] };
             let record = Diff {
                 size: measure.size,
                 inodes: measure.inodes,
                 bound: measure.bound,
-                base: if measure.bound { elements[..elements.len() - 1].to_vec() } else { Vec::new() },
+                opaque: measure.opaque,
+                base: base.to_vec(),
                 unsynced: Some(self.boot.clone()),
             };
             state.put_diff(diff, record, &mut batch);

@@ -3,7 +3,7 @@
 //! | table | key | value, JSON |
 //! |---|---|---|
 //! | `snapshots` | the snapshot's name | kind, elements, parent |
-//! | `diffs` | number, 8 bytes big-endian | size, inodes, whether it is bound to what it was made on, and until it was synced the boot it was made in |
+//! | `diffs` | number, 8 bytes big-endian | size, inodes, whether it is bound to what it was made on or hides what lies below, and until it was synced the boot it was made in |
 //! | `flat` | digest of a list of elements | the list, and the diff that stands for it |
 //! | `snapshot-meta` | `next-diff` | the number of the next diff, 8 bytes big-endian |
 
@@ -31,7 +31,10 @@ pub(crate) struct Diff {
     /// It has entries that only mean something on `base`: files whose data, or directories whose content, is below.
     #[serde(default)]
     pub bound: bool,
-    /// What it was made on, if it is bound or still active.
+    /// It has directories that hide all that lies below them, which shall only be what is in `base`.
+    #[serde(default)]
+    pub opaque: bool,
+    /// What it was made on, if it is bound, opaque or still active.
     #[serde(default)]
     pub base: Vec<Element>,
     /// The boot it was last written in, until it was synced: it is not to be trusted in another one.
@@ -132,7 +135,7 @@ impl State {
         self.snapshots.remove(id)
     }
 
-    /// Everything that some snapshot needs: its elements, and what bound diffs among them were made on.
+    /// Everything that some snapshot needs: its elements, and what diffs among them that need it were made on.
     pub(crate) fn referenced(&self) -> HashSet<Element> {
         let mut seen = HashSet::new();
         let mut todo: Vec<Element> = self.snapshots.values().flat_map(|info| info.elements.iter().copied()).collect();
@@ -141,7 +144,7 @@ impl State {
                 continue;
             }
             if let Element::Diff(id) = element
-                && let Some(diff) = self.diffs.get(&id).filter(|diff| diff.bound)
+                && let Some(diff) = self.diffs.get(&id).filter(|diff| diff.bound || diff.opaque)
             {
                 todo.extend(diff.base.iter().copied());
             }

@@ -102,7 +102,7 @@ impl Walk<'_> {
                 continue;
             }
             let moved = xattr(&upper, "trusted.overlay.redirect")?.is_some();
-            let opaque = xattr(&upper, "trusted.overlay.opaque")?.is_some_and(|value| value == b"y");
+            let opaque = is_opaque(&upper)?;
             match below.is_some_and(|below| below.is_dir()) {
                 true if moved || opaque => self.compare(&path, depth + 1, each)?,
                 false if moved => self.all(&path, depth + 1, each)?,
@@ -285,12 +285,18 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
+fn is_opaque(dir: &Path) -> Result<bool, SnapshotError> {
+    Ok(xattr(dir, "trusted.overlay.opaque")?.is_some_and(|value| value == b"y"))
+}
+
 /// What a diff's directory takes on disk, and whether it is bound to what it was made on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Measure {
     pub size: u64,
     pub inodes: u64,
     pub bound: bool,
+    /// It has directories that hide all that lies below them.
+    pub opaque: bool,
 }
 
 /// Measures a diff's directory. Blocks.
@@ -310,6 +316,7 @@ pub(crate) fn measure(dir: &Path) -> Result<Measure, SnapshotError> {
             measure.size += meta.blocks() * 512;
             if meta.is_dir() {
                 measure.bound |= xattr(&path, "trusted.overlay.redirect")?.is_some();
+                measure.opaque |= is_opaque(&path)?;
                 todo.push(path);
             } else if meta.is_file() {
                 measure.bound |= xattr(&path, "trusted.overlay.metacopy")?.is_some();

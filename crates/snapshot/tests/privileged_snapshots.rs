@@ -129,6 +129,37 @@ async fn privileged_lists_are_merged_and_sliced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_directory_that_was_made_anew_hides_only_what_it_replaced() {
+    let bench = Bench::new().await;
+    let base = Source::new(&[("d/", b""), ("d/old", b"base")], false);
+    bench.image("base", &[base], Lazy::Never).await;
+    bench
+        .step("changed", Some("base"), |root| {
+            fs::remove_dir_all(root.join("d")).unwrap();
+            fs::create_dir(root.join("d")).unwrap();
+            fs::write(root.join("d/new"), "n").unwrap();
+            fs::create_dir(root.join("fresh")).unwrap();
+            fs::write(root.join("fresh/new"), "n").unwrap();
+        })
+        .await;
+    bench
+        .step("mine", None, |root| {
+            for name in ["d/old", "d/mine", "fresh/mine"] {
+                fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+                fs::write(root.join(name), "m").unwrap();
+            }
+        })
+        .await;
+    assert!(bench.snapshots.slice(&id("diff"), Some(&id("base")), &id("changed")).await.unwrap());
+    bench.snapshots.merge(&id("part"), &[id("mine"), id("diff")]).await.unwrap();
+    let expected = ["d", "d/mine", "d/new", "fresh", "fresh/mine", "fresh/new"];
+    assert_eq!(names(&bench.files("part").await), expected);
+    bench.snapshots.merge(&id("whole"), &[id("mine"), id("changed")]).await.unwrap();
+    assert_eq!(names(&bench.files("whole").await), expected);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_long_chains_are_flattened() {
     let bench = Bench::new().await;
     let mut parent: Option<String> = None;
