@@ -300,7 +300,7 @@ mod tests {
     use castor_oci::Annotations;
 
     fn image() -> Assembled {
-        let config = document::image_config(b"{}", &[], None, true).unwrap();
+        let config = document::image_config(br#"{"os":"linux","architecture":"amd64"}"#, &[], None, true).unwrap();
         let root = document::manifest(config.descriptor.clone(), Vec::new(), Annotations::new(), true);
         Assembled { root, manifests: Vec::new(), configs: vec![config], layers: Vec::new() }
     }

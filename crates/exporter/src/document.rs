@@ -35,8 +35,17 @@ impl Document {
 
 /// Why a config cannot become an image's.
 #[derive(Debug, thiserror::Error)]
-#[error("image config: {0}")]
-pub struct ConfigError(#[from] serde_json::Error);
+pub enum ConfigError {
+    /// It is no JSON of the form.
+    #[error("invalid image config for export: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It is nothing.
+    #[error("invalid null image config for export")]
+    Null,
+    /// It does not say for what the image is.
+    #[error("invalid image config for export: missing {0}")]
+    Missing(&'static str),
+}
 
 /// Completes a frontend's `config` to the config of an image with `layers`, lowest first: diff IDs, a history that has
 /// one entry per layer, and times. Fields that castor does not know stay as they are.
@@ -55,7 +64,13 @@ pub fn image_config(
         diff_ids: Option<Vec<Digest>>,
     }
     // Keys in sorted order, values as they came: that is what BuildKit makes of a config.
-    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(config)?;
+    let fields: Option<BTreeMap<String, Box<RawValue>>> = serde_json::from_slice(config)?;
+    let mut fields = fields.ok_or(ConfigError::Null)?;
+    for key in ["os", "architecture"] {
+        if fields.get(key).is_none_or(|value| matches!(value.get(), "\"\"" | "null")) {
+            return Err(ConfigError::Missing(key));
+        }
+    }
     let history: Option<Vec<History>> =
         fields.get("history").map(|raw| serde_json::from_str(raw.get())).transpose()?.flatten();
     let history = complete_history(history.unwrap_or_default(), layers, epoch);
@@ -262,7 +277,13 @@ mod tests {
 
     #[test]
     fn unknown_fields_and_html_are_kept_as_go_writes_them() {
-        let config = image_config(br#"{ "x": {"b": "<&>", "a": 1} , "config": null}"#, &[], None, false).unwrap();
+        let config = image_config(
+            br#"{ "os": "linux", "architecture": "amd64", "x": {"b": "<&>", "a": 1} , "config": null}"#,
+            &[],
+            None,
+            false,
+        )
+        .unwrap();
         let text = String::from_utf8(config.bytes).unwrap();
         assert!(text.contains(r#""x":{"b":"\u003c\u0026\u003e","a":1}"#), "{text}");
     }

@@ -127,6 +127,35 @@ async fn whole(
     Ok(Arc::new(trees))
 }
 
+/// Without a directory for each, no platform may replace a file of another.
+async fn check_overlap(cx: &ExportCx, result: &BuildResult, epoch: Option<Timestamp>) -> Result<(), ExportError> {
+    let mut seen = std::collections::HashMap::<String, String>::new();
+    for platform in &result.platforms {
+        let (tree, id) = (tree(cx, platform, epoch).await?, platform.id.clone());
+        let checked = castor_task::reading(move || {
+            let mut overlap = None;
+            let walked = tree.walk(&mut |stat| {
+                if stat.mode & mode::DIR == 0
+                    && let Some(other) = seen.insert(stat.path.clone(), id.clone())
+                {
+                    overlap.get_or_insert((stat.path, other));
+                }
+                Ok(())
+            });
+            walked.map_err(|error| io::Error::other(error.to_string()))?;
+            Ok::<_, ExportError>((overlap, seen))
+        });
+        let (overlap, so_far) = checked.await?;
+        if let Some((path, other)) = overlap {
+            let id = &platform.id;
+            let message = format!("cannot overwrite {path} from {other} with {id} when split option is disabled");
+            return Err(ExportError::Client(message));
+        }
+        seen = so_far;
+    }
+    Ok(())
+}
+
 async fn caller(sessions: &Sessions, cx: &ExportCx) -> Result<Caller, ExportError> {
     sessions.get(&cx.session, WAIT).await.map_err(client)
 }
@@ -177,7 +206,15 @@ impl Exporter for LocalExporter {
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
         let split = self.options.split.unwrap_or(result.multi_platform);
         let epoch = self.options.epoch(result)?;
-        if self.options.delete || !split || result.platforms.len() < 2 {
+        if !split && result.platforms.len() > 1 {
+            check_overlap(cx, result, epoch).await?;
+            for platform in &result.platforms {
+                let tree = tree(cx, platform, epoch).await?;
+                self.send(cx, tree, &format!("copying files {}", platform.id)).await?;
+            }
+            return Ok(Response::new());
+        }
+        if self.options.delete || result.platforms.len() < 2 {
             let tree = whole(cx, result, split, epoch).await?;
             let label = match result.platforms.as_slice() {
                 [only] if split => format!("copying files {}", only.id),
@@ -221,8 +258,7 @@ impl Exporter for TarExporter {
     }
 
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
-        let split = self.options.split.unwrap_or(result.multi_platform);
-        let tree = whole(cx, result, split, self.options.epoch(result)?).await?;
+        let tree = whole(cx, result, result.multi_platform, self.options.epoch(result)?).await?;
         let caller = caller(&self.sessions, cx).await?;
         let sending = cx.cx.reporter().start("sending tarball", "", 0);
         let mut stream = filesend::open(&caller, cx.index, &BTreeMap::new()).map_err(client)?;

@@ -58,7 +58,7 @@ pub enum OptionError {
     #[error("unsupported layer compression type {0}")]
     Compression(String),
     /// OCI media types are needed and were refused.
-    #[error("exporting {0} requires oci mediatypes")]
+    #[error("exporter option \"compression={0}\" conflicts with \"oci-mediatypes=false\"")]
     NeedsOci(&'static str),
     /// An attribute of a kind of annotation that does not exist.
     #[error("annotation {0:?} is not of the form annotation[-TYPE][[PLATFORM]].KEY")]
@@ -96,7 +96,7 @@ impl ImageOptions {
         for (key, value) in attrs {
             options.set(key, value)?;
         }
-        if options.oci_media_types == Some(false) && matches!(options.compression.form, Form::Estargz | Form::Zstd) {
+        if options.oci_media_types == Some(false) && options.compression.form == Form::Estargz {
             return Err(OptionError::NeedsOci(options.compression.form.name()));
         }
         Ok(options)
@@ -230,7 +230,7 @@ mod tests {
         for (attrs, word) in [
             (&[("push", "maybe")][..], "push"),
             (&[("compression", "lzma")], "lzma"),
-            (&[("compression", "estargz"), ("oci-mediatypes", "false")], "requires oci mediatypes"),
+            (&[("compression", "estargz"), ("oci-mediatypes", "false")], "conflicts with \"oci-mediatypes=false\""),
             (&[("rewrite-timestamp", "true")], "rewrite-timestamp"),
             (&[("annotation-index.a", "b")], "annotation-index.a"),
             (&[("compression-level", "99")], "99"),

@@ -42,6 +42,18 @@ pub enum ResultError {
     /// The list of platforms is no JSON of the form.
     #[error("failed to parse platforms passed to exporter: {0}")]
     Platforms(#[from] serde_json::Error),
+    /// A list of no platforms.
+    #[error("invalid empty platforms index for exporter")]
+    NoPlatform,
+    /// A platform without an id.
+    #[error("invalid empty platform key for exporter")]
+    NoId,
+    /// A platform that says not enough.
+    #[error("invalid platform value {0:?} for exporter")]
+    Platform(String),
+    /// An image config that says half of its platform.
+    #[error("invalid image config: os and architecture must be specified together")]
+    HalfPlatform,
     /// Several results and no list of their platforms.
     #[error("unable to export multiple refs, missing platforms mapping")]
     NoPlatforms,
@@ -53,15 +65,16 @@ pub enum ResultError {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Platforms {
+    /// Go's nil where there are none.
     #[serde(default)]
-    platforms: Vec<Named>,
+    platforms: Option<Vec<Named>>,
 }
 
 #[derive(Deserialize)]
 struct Named {
-    #[serde(rename = "ID")]
+    #[serde(rename = "ID", default)]
     id: String,
-    #[serde(rename = "Platform")]
+    #[serde(rename = "Platform", default)]
     platform: Platform,
 }
 
@@ -72,7 +85,10 @@ impl BuildResult {
         metadata: BTreeMap<String, Bytes>,
         native: &Platform,
     ) -> Result<Self, ResultError> {
-        let named = platforms(&metadata)?.and_then(|list| list.into_iter().next());
+        let named = match platforms(&metadata)?.and_then(|list| list.into_iter().next()) {
+            None => of_config(&metadata)?,
+            named => named,
+        };
         let (id, platform) =
             named.map_or_else(|| (native.to_string(), native.clone()), |named| (named.id, named.platform));
         let config = config(&metadata, &id);
@@ -82,14 +98,15 @@ impl BuildResult {
 
     /// A result for several platforms.
     pub fn map(
-        mut refs: BTreeMap<String, Option<ImmutableRef>>,
+        refs: BTreeMap<String, Option<ImmutableRef>>,
         metadata: BTreeMap<String, Bytes>,
     ) -> Result<Self, ResultError> {
         let list = platforms(&metadata)?.ok_or(ResultError::NoPlatforms)?;
         let platforms = list
             .into_iter()
             .map(|named| {
-                let reference = refs.remove(&named.id).ok_or_else(|| ResultError::NoRef(named.id.clone()))?;
+                // The same platform may stand there twice.
+                let reference = refs.get(&named.id).cloned().ok_or_else(|| ResultError::NoRef(named.id.clone()))?;
                 let config = config(&metadata, &named.id);
                 Ok(PlatformResult { id: named.id, platform: named.platform, reference, config })
             })
@@ -105,7 +122,38 @@ impl BuildResult {
 
 fn platforms(metadata: &BTreeMap<String, Bytes>) -> Result<Option<Vec<Named>>, ResultError> {
     let Some(bytes) = metadata.get(PLATFORMS) else { return Ok(None) };
-    Ok(Some(serde_json::from_slice::<Platforms>(bytes)?.platforms))
+    let list = match bytes.is_empty() {
+        true => Vec::new(),
+        false => {
+            serde_json::from_slice::<Option<Platforms>>(bytes)?.and_then(|list| list.platforms).unwrap_or_default()
+        }
+    };
+    if list.is_empty() {
+        return Err(ResultError::NoPlatform);
+    }
+    for Named { id, platform } in &list {
+        if id.is_empty() {
+            return Err(ResultError::NoId);
+        }
+        if platform.os.is_empty() || platform.architecture.is_empty() {
+            return Err(ResultError::Platform(format!("{}/{}", platform.os, platform.architecture)));
+        }
+    }
+    Ok(Some(list))
+}
+
+/// The platform that an image config names.
+fn of_config(metadata: &BTreeMap<String, Bytes>) -> Result<Option<Named>, ResultError> {
+    let Some(config) = metadata.get(CONFIG) else { return Ok(None) };
+    let Some(platform) = serde_json::from_slice::<Option<Platform>>(config)? else { return Ok(None) };
+    match (platform.os.is_empty(), platform.architecture.is_empty()) {
+        (true, true) => Ok(None),
+        (false, false) => {
+            let platform = platform.normalize();
+            Ok(Some(Named { id: platform.to_string(), platform }))
+        }
+        _ => Err(ResultError::HalfPlatform),
+    }
 }
 
 fn config(metadata: &BTreeMap<String, Bytes>, id: &str) -> Bytes {

@@ -111,10 +111,10 @@ fn exec_op(wire: pb::ExecOp, inputs: usize) -> Result<ExecOp, LlbError> {
         pb::SecurityMode::Insecure => SecurityMode::Insecure,
     };
     if pb::NetMode::try_from(wire.network).is_err() {
-        return Err(invalid("exec", format!("with network mode {}", wire.network)));
+        return Err(LlbError::Mode { what: "network", mode: wire.network });
     }
     if pb::SecurityMode::try_from(wire.security).is_err() {
-        return Err(invalid("exec", format!("with security mode {}", wire.security)));
+        return Err(LlbError::Mode { what: "security", mode: wire.security });
     }
     let meta = wire.meta.ok_or_else(|| invalid("exec", "with no meta"))?;
     if meta.args.is_empty() {

@@ -16,6 +16,14 @@ pub enum LlbError {
     /// The result and nothing to compute it from, or less.
     #[error("invalid LLB with {0} vertexes")]
     TooFew(usize),
+    /// A mode that does not exist.
+    #[error("invalid {what} mode {mode}")]
+    Mode {
+        /// Of what.
+        what: &'static str,
+        /// The number on the wire.
+        mode: i32,
+    },
     /// The last op names no result.
     #[error("invalid LLB with no inputs on last vertex")]
     NoResult,

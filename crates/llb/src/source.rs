@@ -156,8 +156,8 @@ fn image(reference: &str, attrs: &Attrs<'_>) -> Result<ImageSource, LlbError> {
     let mode = |text: &str| ResolveMode::parse(text).ok_or_else(|| "want default, pull or local".to_owned());
     let limit = |text: &str| match text.parse::<usize>() {
         Ok(limit) if limit > 0 => Ok(limit),
-        Ok(_) => Err("want a number above zero".to_owned()),
-        Err(error) => Err(error.to_string()),
+        Ok(_) => Err(format!("invalid layer limit {text}")),
+        Err(error) => Err(format!("invalid layer limit {text}: {error}")),
     };
     Ok(ImageSource {
         reference: reference.to_owned(),

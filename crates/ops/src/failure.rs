@@ -1,14 +1,11 @@
 //! A failed build as its client sees it: message, code, and where in which file.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use castor_llb::Graph;
 use castor_llb::op::Op;
 use castor_proto::errdefs::{Detail, Index, Solve, Source, Vertex};
 use castor_proto::{Any, pb, protojson};
 use castor_solver::{SolveError, SolveErrorKind, Stage};
 use prost::Message as _;
-use serde_json::{Map, Value, json};
 
 use crate::bridge::code;
 use crate::{BridgeError, OpError};
@@ -28,37 +25,6 @@ impl From<OpError> for BridgeError {
     }
 }
 
-/// A source file and places in it, as an error's detail: with the definition that the file came from, if that is known.
-pub fn source_detail(info: &pb::SourceInfo, ranges: &[pb::Range]) -> Source {
-    let mut source = Source::new(info, ranges);
-    if let (Some(described), Some(definition)) = (&mut source.info, &info.definition) {
-        described.definition = Some(definition_json(definition));
-    }
-    source
-}
-
-/// A definition as Go's `encoding/json` writes it, without its own source map.
-fn definition_json(definition: &pb::Definition) -> Value {
-    let ops: Vec<Value> = definition.def.iter().map(|op| STANDARD.encode(op).into()).collect();
-    let mut object = Map::new();
-    object.insert("def".to_owned(), ops.into());
-    let metadata = definition.metadata.iter().map(|(digest, metadata)| {
-        let mut fields = Map::new();
-        if metadata.ignore_cache {
-            fields.insert("ignore_cache".to_owned(), true.into());
-        }
-        if !metadata.description.is_empty() {
-            fields.insert("description".to_owned(), json!(metadata.description));
-        }
-        if !metadata.caps.is_empty() {
-            fields.insert("caps".to_owned(), json!(metadata.caps));
-        }
-        (digest.clone(), Value::Object(fields))
-    });
-    object.insert("metadata".to_owned(), Value::Object(metadata.collect()));
-    Value::Object(object)
-}
-
 /// What a client is told of `error`, which solving `graph` ended with. `source` is the source map as it was sent.
 pub fn failure(error: &SolveError, graph: &Graph, source: Option<&pb::Source>) -> BridgeError {
     let op_error = error.operation_error().and_then(|error| error.downcast_ref::<OpError>());
@@ -76,7 +42,7 @@ pub fn failure(error: &SolveError, graph: &Graph, source: Option<&pb::Source>) -
     for location in locations.iter().flat_map(|locations| &locations.locations).rev() {
         let info = usize::try_from(location.source_index).ok().and_then(|index| infos.get(index));
         if let Some(info) = info {
-            failure.push(&source_detail(info, &location.ranges));
+            failure.push(&Source::new(info, &location.ranges));
         }
     }
     let mut solve = Solve {

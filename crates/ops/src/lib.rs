@@ -25,7 +25,7 @@ mod worker;
 
 pub use bridge::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 pub use error::OpError;
-pub use failure::{failure, source_detail};
+pub use failure::failure;
 pub use images::{Images, ResolvedImage};
 pub use openers::RegistryOpeners;
 pub use worker::{Entitlements, Worker, WorkerConfig};

@@ -11,8 +11,8 @@ use castor_dockerfile::{
 use castor_llb::{CapSet, Definition};
 use castor_oci::{Digest, Platform};
 use castor_ops::bridge::{ReadFile, code};
-use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult, source_detail};
-use castor_proto::errdefs::{FrontendCap, Subrequest};
+use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+use castor_proto::errdefs::{FrontendCap, Source, Subrequest};
 use castor_proto::pb;
 use castor_wire::Failure;
 use futures::future::try_join_all;
@@ -50,7 +50,7 @@ impl Text {
         let info = self.info();
         for location in locations.iter().rev() {
             let ranges: Vec<pb::Range> = location.iter().map(|range| range.to_pb()).collect();
-            failure.push(&source_detail(&info, &ranges));
+            failure.push(&Source::new(&info, &ranges));
         }
         from_failure(&failure)
     }
