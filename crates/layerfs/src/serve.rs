@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -32,6 +33,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fetch::Fetcher;
 
+/// How long a read waits while the layer's origins are failing: since one was waited for in vain, none has been answered.
+/// A program that goes on after an error, over thousands of files, must not wait the whole time for each.
+const IMPATIENT: Duration = Duration::from_secs(3);
 /// Largest read: EROFS's read-ahead.
 pub(crate) const MAX_READ: u32 = 1 << 20;
 /// Requests that may wait at the same time, of all layers.
@@ -56,11 +60,26 @@ pub(crate) struct Served {
     pub told: Told,
     /// What readers wait for ends with it; renewed by [`Server::release`].
     parked: Mutex<CancellationToken>,
+    /// The last fetch that a reader waited for failed.
+    failing: AtomicBool,
 }
 
 impl Served {
     pub(crate) fn new(size: u64, data: Arc<File>, fetcher: Option<Fetcher>, deadline: Duration, told: Told) -> Self {
-        Self { size, data, fetcher, deadline, told, parked: Mutex::default() }
+        Self { size, data, fetcher, deadline, told, parked: Mutex::default(), failing: AtomicBool::new(false) }
+    }
+
+    /// Waits until all of `range` is here, as long as is sensible now.
+    pub(crate) async fn fetch(&self, fetcher: &Fetcher, range: Range<u64>) -> Result<(), String> {
+        let failing = self.failing.load(Ordering::Relaxed);
+        let patience = if failing { self.deadline.min(IMPATIENT) } else { self.deadline };
+        let outcome = match tokio::time::timeout(patience, fetcher.need(range)).await {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(_) if failing => Err(format!("no answer within {patience:?}, and none to the read before")),
+            Err(_) => Err(format!("no answer within {patience:?}")),
+        };
+        self.failing.store(outcome.is_err(), Ordering::Relaxed);
+        outcome
     }
 }
 
@@ -274,10 +293,7 @@ impl Filesystem for Files {
         self.scope.spawn_named(format!("read of layer file {}", node.0), async move {
             let outcome = tokio::select! {
                 () = parked.cancelled() => Err("the layer is being unmounted".to_owned()),
-                outcome = tokio::time::timeout(served.deadline, fetcher.need(range.clone())) => match outcome {
-                    Ok(outcome) => outcome.map_err(|error| error.to_string()),
-                    Err(_) => Err(format!("no answer within {:?}", served.deadline)),
-                },
+                outcome = served.fetch(&fetcher, range.clone()) => outcome,
             };
             match outcome {
                 Ok(()) => castor_task::blocking(move || answer(&served, &range, reply)).await,

@@ -157,6 +157,35 @@ async fn many_readers_of_a_chunk_are_one_request() {
     assert!(!bench.fetcher.here(&bench.chunk(39)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_reads_on_while_nothing_answers_waits_briefly() {
+    let bench = Bench::new(10, 300_000, 0, false);
+    let deadline = Duration::from_secs(60);
+    let served = crate::serve::Served::new(
+        bench.tree.data_size(),
+        bench.fetcher.data().clone(),
+        Some(bench.fetcher.clone()),
+        deadline,
+        Box::new(|_, _| {}),
+    );
+    let read = async |chunk| {
+        let begun = tokio::time::Instant::now();
+        (served.fetch(&bench.fetcher, bench.chunk(chunk)).await, begun.elapsed())
+    };
+    let (outcome, took) = read(0).await;
+    assert!(outcome.is_err() && took >= Duration::from_secs(20), "{outcome:?} {took:?}");
+    for chunk in 1..5 {
+        let (outcome, took) = read(chunk).await;
+        assert!(outcome.is_err() && took < Duration::from_secs(4), "{outcome:?} {took:?}");
+    }
+    bench.source.gate.add_permits(100);
+    read(5).await.0.unwrap();
+    // Answered, so the next one is waited for as long as the first.
+    bench.source.gate.forget_permits(100);
+    let (outcome, took) = read(9).await;
+    assert!(outcome.is_ok() || took >= Duration::from_secs(20), "{outcome:?} {took:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_are_asked_for_once_more() {
     let bench = Bench::new(10, 300_000, usize::MAX >> 4, false);
