@@ -1,12 +1,16 @@
 //! One daemon per state directory.
 
 use std::fs::File;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+
+/// How long a daemon that was just killed may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Holds `<root>/buildkitd.lock`, the lock that BuildKit's daemon takes too, until dropped.
 #[derive(Debug)]
@@ -26,12 +30,26 @@ impl RootLock {
             .truncate(false)
             .read(true)
             .write(true)
+            // Whoever can open it can hold it, and keep the daemon from starting.
+            .mode(0o600)
             .open(&path)
             .with_context(|| format!("open {}", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self(lock)),
-            Err((_, Errno::EWOULDBLOCK)) => bail!("could not lock {}, another instance running?", path.display()),
-            Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", path.display())),
+        Self::lock(file, &path, PATIENCE)
+    }
+
+    fn lock(mut file: File, path: &Path, patience: Duration) -> Result<Self> {
+        let begun = Instant::now();
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self(lock)),
+                Err((back, Errno::EWOULDBLOCK)) if begun.elapsed() < patience => file = back,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    bail!("could not lock {}, another instance running?", path.display())
+                }
+                Err((_, errno)) => return Err(errno).with_context(|| format!("lock {}", path.display())),
+            }
+            // Before any thread exists there is nothing else to do, and a lock cannot be waited for with a limit.
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
