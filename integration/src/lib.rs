@@ -9,4 +9,5 @@ pub mod hello;
 pub mod programs;
 pub mod project;
 pub mod scene;
+pub mod transcript;
 pub mod tree;
