@@ -47,10 +47,4 @@ impl Timestamp {
     pub const fn new(seconds: i64, nanoseconds: u32) -> Self {
         Self { seconds, nanoseconds }
     }
-
-    /// The same time without its fraction of a second, rounded towards the past.
-    #[must_use]
-    pub const fn truncated(self) -> Self {
-        Self::from_seconds(self.seconds)
-    }
 }

@@ -677,11 +677,6 @@ impl Listing {
         slice(&self.targets, self.inode(inode).link)
     }
 
-    /// Number of an inode's set of extended attributes: equal sets have equal numbers, 0 is the empty one.
-    pub fn xattr_set(&self, inode: InodeId) -> SetId {
-        self.inode(inode).xattrs
-    }
-
     /// Names and values of the extended attributes, sorted by name.
     pub fn xattrs(&self, inode: InodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.xattrs.get(self.inode(inode).xattrs)

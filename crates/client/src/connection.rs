@@ -300,13 +300,4 @@ impl Client {
         let response = self.control().listen_build_history(request).await.map_err(ClientError::call(CONTEXT))?;
         Ok(response.into_inner().map_err(|status| ClientError::call(CONTEXT)(status)))
     }
-
-    /// Changes or deletes the record of a build.
-    pub async fn update_history(&self, request: control::UpdateBuildHistoryRequest) -> Result<(), ClientError> {
-        self.control()
-            .update_build_history(request)
-            .await
-            .map_err(ClientError::call("failed to update build history"))?;
-        Ok(())
-    }
 }

@@ -102,17 +102,6 @@ impl Local {
         })
     }
 
-    /// [`ContentStore::writer`] for callers on a blocking thread.
-    pub fn writer_blocking(&self) -> Result<Writer, Error> {
-        Writer::new(&self.disk)
-    }
-
-    /// [`ContentStore::open`] for callers on a blocking thread.
-    pub fn open_blocking(&self, digest: &Digest) -> Result<Blob, Error> {
-        let (file, size) = self.disk.open_blob(digest)?;
-        Ok(Blob::new(*digest, size, file))
-    }
-
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Arc<Disk>) -> Result<T, Error> + Send + 'static,

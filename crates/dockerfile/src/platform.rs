@@ -53,43 +53,17 @@ const ARCHITECTURES: [&str; 25] = [
 ];
 
 fn normal_system(system: &str) -> String {
-    match system.to_lowercase().as_str() {
-        "" => "linux".into(),
-        "macos" => "darwin".into(),
-        system => system.into(),
-    }
+    Platform::new(system, "", "").os
 }
 
 fn normal_architecture(architecture: &str, variant: &str) -> (String, String) {
-    let (architecture, variant) = (architecture.to_lowercase(), variant.to_lowercase());
-    let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
-        ("i386", _) => ("386", ""),
-        ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64", ""),
-        ("x86_64" | "x86-64" | "amd64", variant) => ("amd64", variant),
-        ("aarch64" | "arm64", "8" | "v8" | "v8.0") => ("arm64", ""),
-        ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
-        ("aarch64" | "arm64", variant) => ("arm64", variant),
-        ("armhf", _) => ("arm", "v7"),
-        ("armel", _) => ("arm", "v6"),
-        ("arm", "" | "7") => ("arm", "v7"),
-        ("arm", "5") => ("arm", "v5"),
-        ("arm", "6") => ("arm", "v6"),
-        ("arm", "8") => ("arm", "v8"),
-        (architecture, variant) => (architecture, variant),
-    };
-    (architecture.to_owned(), variant.to_owned())
+    let platform = Platform::new("", architecture, variant);
+    (platform.architecture, platform.variant)
 }
 
 /// One spelling for each platform.
 pub fn normalize(platform: &Platform) -> Platform {
-    let (architecture, variant) = normal_architecture(&platform.architecture, &platform.variant);
-    Platform {
-        os: normal_system(&platform.os),
-        architecture,
-        variant,
-        os_version: platform.os_version.clone(),
-        os_features: platform.os_features.clone(),
-    }
+    platform.clone().normalize()
 }
 
 /// The first part: `os[(version[+feature…])]`.

@@ -9,10 +9,6 @@ use crate::footer::{TocLocation, check_zstd};
 
 /// Digest of the uncompressed TOC.
 pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
-/// Size of the uncompressed blob.
-pub const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
-/// In an image of TOCs: the layer that a TOC belongs to.
-pub const LAYER_DIGEST: &str = "containerd.io/snapshot/stargz/layer.digest";
 /// Digest of the compressed TOC, as the stargz-snapshotter writes it.
 pub const ZSTD_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
 /// Place of the TOC, as the stargz-snapshotter writes it.

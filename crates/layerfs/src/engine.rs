@@ -224,19 +224,6 @@ impl LayerEngine {
         self.shared.live.lock().values().filter_map(Live::get).collect()
     }
 
-    /// As [`remove`](Self::remove), if nobody has it open; says whether it did.
-    pub async fn remove_unused(&self, id: LayerId) -> Result<bool, LayerError> {
-        {
-            let gate = self.shared.gate(id.blob);
-            let _one = gate.lock().await;
-            let live = self.shared.live.lock();
-            if live.get(&id).and_then(Live::get).is_some_and(|layer| Arc::strong_count(&layer) > 2) {
-                return Ok(false);
-            }
-        }
-        self.remove(id).await.map(|()| true)
-    }
-
     /// Deletes a layer object. Mounts that use it go on until they are unmounted, with what is here.
     pub async fn remove(&self, id: LayerId) -> Result<(), LayerError> {
         let gate = self.shared.gate(id.blob);

@@ -6,8 +6,6 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// OCI image config.
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// The empty JSON object that stands for "no config".
-pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// Uncompressed OCI layer.
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// OCI layer compressed with gzip; also eStargz.

@@ -39,7 +39,11 @@ impl Platform {
 
     /// The platform this program runs on.
     pub fn host() -> Self {
-        Self::new("linux", std::env::consts::ARCH, "")
+        let architecture = match std::env::consts::ARCH {
+            "x86" => "386",
+            architecture => architecture,
+        };
+        Self::new("linux", architecture, "")
     }
 
     /// Go's spelling of operating system, architecture and variant: `x86_64` is `amd64`, `arm64/v8` is `arm64`.
@@ -52,10 +56,11 @@ impl Platform {
         };
         let (architecture, variant) = (self.architecture.to_lowercase(), self.variant.to_lowercase());
         let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
-            ("i386" | "386" | "x86", _) => ("386", ""),
+            ("i386", _) => ("386", ""),
             ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64", ""),
             ("x86_64" | "x86-64" | "amd64", v) => ("amd64", v),
-            ("aarch64" | "arm64", "8" | "v8") => ("arm64", ""),
+            ("aarch64" | "arm64", "8" | "v8" | "v8.0") => ("arm64", ""),
+            ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
             ("aarch64" | "arm64", v) => ("arm64", v),
             ("armhf", _) => ("arm", "v7"),
             ("armel", _) => ("arm", "v6"),

@@ -245,14 +245,8 @@ pub mod code {
     pub const NOT_FOUND: i32 = 5;
     /// Something is there already.
     pub const ALREADY_EXISTS: i32 = 6;
-    /// Not allowed.
-    pub const PERMISSION_DENIED: i32 = 7;
-    /// Not now.
-    pub const FAILED_PRECONDITION: i32 = 9;
     /// castor does not do this.
     pub const UNIMPLEMENTED: i32 = 12;
-    /// The other side is gone.
-    pub const UNAVAILABLE: i32 = 14;
 }
 
 impl BridgeError {

@@ -139,24 +139,6 @@ impl LocalSnapshotter {
         &self.engine
     }
 
-    /// Deletes layer objects that no snapshot has and nobody uses. Returns what was deleted.
-    pub async fn collect_layers(&self) -> Result<Vec<LayerId>, SnapshotError> {
-        let needed = self.state.lock().referenced();
-        let mut removed = Vec::new();
-        for id in self.engine.list()? {
-            if !needed.contains(&Element::Layer(id)) && self.engine.remove_unused(id).await? {
-                removed.push(id);
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Layers that some snapshot has.
-    pub fn layers(&self) -> Vec<LayerId> {
-        let needed = self.state.lock().referenced();
-        needed.into_iter().filter_map(|e| if let Element::Layer(id) = e { Some(id) } else { None }).collect()
-    }
-
     /// Syncs everything, so that a crash of the machine loses nothing of what is here now.
     pub async fn sync(&self) -> Result<(), SnapshotError> {
         self.sync_diffs(false).await

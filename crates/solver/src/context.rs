@@ -110,12 +110,6 @@ impl Cx {
         Self { token, ..self.clone() }
     }
 
-    /// The same context with another reporter.
-    #[must_use]
-    pub fn with_reporter(&self, reporter: Reporter) -> Self {
-        Self { reporter, ..self.clone() }
-    }
-
     /// Cancelled when nobody wants the work any more. The work then ends soon, by itself.
     pub fn token(&self) -> &CancellationToken {
         &self.token

@@ -41,15 +41,6 @@ pub fn first(metadata: &MetadataMap, key: &str) -> Option<String> {
     get(metadata, key).into_iter().next()
 }
 
-/// Copies what ties a call to the trace it belongs to.
-pub fn propagate(from: &MetadataMap, to: &mut MetadataMap) {
-    for key in ["traceparent", "tracestate", "baggage"] {
-        if let Some(value) = from.get(key) {
-            to.insert(key, value.clone());
-        }
-    }
-}
-
 fn escape(text: &str) -> String {
     use std::fmt::Write as _;
     let mut escaped = String::with_capacity(text.len() * 2);

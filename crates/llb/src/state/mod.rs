@@ -176,12 +176,6 @@ impl State {
         self.with(|values| hostname.clone_into(&mut values.hostname))
     }
 
-    /// Adds a line to `/etc/hosts`.
-    #[must_use]
-    pub fn extra_host(&self, host: &str, ip: &str) -> Self {
-        self.with(|values| values.extra_hosts.push(HostIp { host: host.to_owned(), ip: ip.to_owned() }))
-    }
-
     /// Adds a resource limit.
     #[must_use]
     pub fn ulimit(&self, name: &str, soft: i64, hard: i64) -> Self {
@@ -238,11 +232,6 @@ impl State {
     /// The directory.
     pub fn get_dir(&self) -> &str {
         &self.values.dir
-    }
-
-    /// The user; empty is root.
-    pub fn get_user(&self) -> &str {
-        &self.values.user
     }
 
     /// The platform, if it is known.
