@@ -17,7 +17,6 @@ use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -29,13 +28,16 @@ use fuser::{
     SessionACL,
 };
 use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch::Fetcher;
 
-/// How long a read waits while the layer's origins are failing: since one was waited for in vain, none has been answered.
-/// A program that goes on after an error, over thousands of files, must not wait the whole time for each.
-const IMPATIENT: Duration = Duration::from_secs(3);
+/// While a layer's origins are failing (since a read was waited for in vain, none has been answered) a read waits this many
+/// times as long as it is since the last failure, and at least the shortest time: a program that goes on after an error,
+/// over thousands of files, must not wait the whole time for each, and one that comes later finds out anew.
+const IMPATIENCE: u32 = 3;
+const SHORTEST: Duration = Duration::from_millis(100);
 /// Largest read: EROFS's read-ahead.
 pub(crate) const MAX_READ: u32 = 1 << 20;
 /// Requests that may wait at the same time, of all layers.
@@ -60,25 +62,25 @@ pub(crate) struct Served {
     pub told: Told,
     /// What readers wait for ends with it; renewed by [`Server::release`].
     parked: Mutex<CancellationToken>,
-    /// The last fetch that a reader waited for failed.
-    failing: AtomicBool,
+    /// When the last fetch that a reader waited for failed; none if it succeeded.
+    failed: Mutex<Option<Instant>>,
 }
 
 impl Served {
     pub(crate) fn new(size: u64, data: Arc<File>, fetcher: Option<Fetcher>, deadline: Duration, told: Told) -> Self {
-        Self { size, data, fetcher, deadline, told, parked: Mutex::default(), failing: AtomicBool::new(false) }
+        Self { size, data, fetcher, deadline, told, parked: Mutex::default(), failed: Mutex::default() }
     }
 
     /// Waits until all of `range` is here, as long as is sensible now.
     pub(crate) async fn fetch(&self, fetcher: &Fetcher, range: Range<u64>) -> Result<(), String> {
-        let failing = self.failing.load(Ordering::Relaxed);
-        let patience = if failing { self.deadline.min(IMPATIENT) } else { self.deadline };
+        let failed = *self.failed.lock();
+        let patience = failed.map_or(self.deadline, |at| (at.elapsed() * IMPATIENCE).clamp(SHORTEST, self.deadline));
         let outcome = match tokio::time::timeout(patience, fetcher.need(range)).await {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),
-            Err(_) if failing => Err(format!("no answer within {patience:?}, and none to the read before")),
+            Err(_) if failed.is_some() => Err(format!("no answer within {patience:.1?}, and none to the read before")),
             Err(_) => Err(format!("no answer within {patience:?}")),
         };
-        self.failing.store(outcome.is_err(), Ordering::Relaxed);
+        *self.failed.lock() = outcome.is_err().then(Instant::now);
         outcome
     }
 }
