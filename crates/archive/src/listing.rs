@@ -681,16 +681,6 @@ impl Listing {
     pub fn xattrs(&self, inode: InodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.xattrs.get(self.inode(inode).xattrs)
     }
-
-    /// The name at a clean path. Looks at every name, so not for use in a loop.
-    pub fn find(&self, path: &[u8]) -> Option<NameId> {
-        let mut current = NameId(ROOT);
-        for component in path.split(|byte| *byte == b'/').filter(|component| !component.is_empty()) {
-            current =
-                self.names().skip(1).find(|name| self.parent(*name) == current && self.name(*name) == component)?;
-        }
-        Some(current)
-    }
 }
 
 fn slice(bytes: &[u8], (start, len): (u32, u32)) -> &[u8] {

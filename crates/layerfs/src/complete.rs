@@ -4,15 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use castor_archive::Listing;
 use castor_archive::listing::Rules;
 use castor_content::Commit;
 use castor_oci::Digest;
 
+use crate::compare;
 use crate::error::LayerError;
 use crate::layer::Core;
 use crate::source::FetchError;
-use crate::tree::{Kind, Tree};
 use crate::unpack::{unpack, with_sources};
 
 /// Name of the ingest that a layer's compressed bytes are kept in.
@@ -100,7 +99,9 @@ async fn verify(core: &Arc<Core>) -> Result<(), LayerError> {
         let unpacked = unpack(blob.reader(0), None, rules)?;
         if this.id.toc.is_some()
             && let Some(object) = this.object.get()
-            && let Some(difference) = compare(&object.tree, &unpacked.listing)
+            && let Some(difference) =
+                compare::difference(&object.tree, &object.data, &unpacked.listing, &unpacked.contents)
+                    .map_err(|e| format!("compare it with its TOC: {e}"))?
         {
             return Err(format!("its TOC and its tar stream differ: {difference}"));
         }
@@ -119,55 +120,6 @@ async fn verify(core: &Arc<Core>) -> Result<(), LayerError> {
     castor_task::blocking(move || this.write_origin()).await.map_err(|e| LayerError::io("write", &core.dir, e))?;
     tracing::debug!(layer = %core.id, diff_id = %unpacked, requests = core.counters.requests.load(Ordering::Relaxed), "layer verified");
     Ok(())
-}
-
-/// The first thing in which a TOC's tree and a tar's listing differ, as far as both can tell it: a TOC has whole seconds,
-/// and its names are text.
-fn compare(tree: &Tree, listing: &Listing) -> Option<String> {
-    if tree.names() as usize != listing.len() {
-        return Some(format!("{} entries, the tar has {}", tree.names(), listing.len()));
-    }
-    for number in 0..tree.names() {
-        let name = tree.name(number);
-        let path = path(tree, number);
-        // Names that are not UTF-8 were replaced in the TOC: nothing to compare by.
-        if path.windows(3).any(|w| w == "\u{fffd}".as_bytes()) {
-            continue;
-        }
-        let shown = || path.escape_ascii().to_string();
-        let Some(id) = listing.find(&path) else { return Some(format!("{} is not in the tar", shown())) };
-        let (toc, tar) = (tree.inode(name.inode), listing.inode(listing.inode_of(id)));
-        let same_kind = matches!(
-            (toc.kind, tar.kind),
-            (Kind::File, castor_archive::listing::Kind::File)
-                | (Kind::Directory, castor_archive::listing::Kind::Directory)
-                | (Kind::Symlink, castor_archive::listing::Kind::Symlink)
-                | (Kind::CharDevice, castor_archive::listing::Kind::CharDevice)
-                | (Kind::BlockDevice, castor_archive::listing::Kind::BlockDevice)
-                | (Kind::Fifo, castor_archive::listing::Kind::Fifo)
-        );
-        if !same_kind || (toc.mode, toc.uid, toc.gid) != (tar.mode, tar.uid, tar.gid) {
-            return Some(format!("type, mode or owner of {}", shown()));
-        }
-        if toc.kind == Kind::File && toc.value != tar.size {
-            return Some(format!("size of {}", shown()));
-        }
-    }
-    None
-}
-
-fn path(tree: &Tree, mut number: u32) -> Vec<u8> {
-    let mut parts = Vec::new();
-    while number != 0 {
-        let name = tree.name(number);
-        parts.push(name.bytes);
-        if name.parent >= number {
-            break;
-        }
-        number = name.parent;
-    }
-    parts.reverse();
-    parts.join(&b'/')
 }
 
 impl Core {

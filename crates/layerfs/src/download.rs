@@ -51,6 +51,8 @@ pub(crate) async fn download(
         } else {
             stream(core, &dir, adopted, reporter).await?
         };
+        // It was unpacked as it came; what clients know as this is what is left to do.
+        let _extracting = reporter.start(format!("extracting {}", core.id.blob), "extract", 0);
         finish(core, &dir, unpacked).await
     }
     .await;

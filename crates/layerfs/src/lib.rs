@@ -13,6 +13,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod compare;
 mod complete;
 mod download;
 mod engine;

@@ -21,17 +21,19 @@ pub(crate) struct Unpacked {
     pub listing: Listing,
     /// By tag: where each file's data lies.
     pub places: Vec<u64>,
+    /// By tag: the digest of each file's content, where it was not written.
+    pub contents: Vec<Digest>,
     pub data_size: u64,
     pub diff_id: Digest,
 }
 
-/// Reads the compressed tar stream `input` to its end; file data goes to `data`, if there is one. Blocks.
+/// Reads the compressed tar stream `input` to its end; file data goes to `data`, or is hashed if there is none. Blocks.
 pub(crate) fn unpack(input: impl Read + Send, data: Option<&File>, rules: Rules) -> Result<Unpacked, String> {
     let (_, stream) = decompress(input).map_err(|e| e.to_string())?;
     let mut reader = tar::Reader::new(BufReader::with_capacity(256 << 10, HashingReader::new(stream)));
     let mut builder = Builder::new(rules);
     let mut out = data.map(|file| Sink { out: BufWriter::with_capacity(1 << 20, file), at: 0 });
-    let mut places = Vec::new();
+    let (mut places, mut contents) = (Vec::new(), Vec::new());
     let mut at = 0u64;
     while let Some(header) = reader.next().map_err(|e| with_sources(&e))? {
         let narrow = |id: u64, what: &str| {
@@ -67,10 +69,11 @@ pub(crate) fn unpack(input: impl Read + Send, data: Option<&File>, rules: Rules)
             return Err(format!("{}: {} bytes are too many", header.path.escape_ascii(), header.size));
         }
         places.push(at);
-        if let Some(out) = &mut out {
-            out.copy(&mut reader, at, header.size)
-                .map_err(|e| format!("unpack {}: {e}", header.path.escape_ascii()))?;
-        }
+        let unpacked = match &mut out {
+            Some(out) => out.copy(&mut reader, at, header.size),
+            None => hash(&mut reader, header.size).map(|digest| contents.push(digest)),
+        };
+        unpacked.map_err(|e| format!("unpack {}: {e}", header.path.escape_ascii()))?;
         at = advance(at, header.size).map_err(|e| e.to_string())?;
     }
     if let Some(out) = out {
@@ -82,7 +85,16 @@ pub(crate) fn unpack(input: impl Read + Send, data: Option<&File>, rules: Rules)
     let mut rest = reader.into_inner();
     io::copy(&mut rest, &mut io::sink()).map_err(|e| e.to_string())?;
     let (diff_id, _) = rest.into_inner().finish();
-    Ok(Unpacked { listing, places, data_size: at, diff_id })
+    Ok(Unpacked { listing, places, contents, data_size: at, diff_id })
+}
+
+/// The digest of the next `size` bytes.
+fn hash(input: &mut impl Read, size: u64) -> io::Result<Digest> {
+    let mut input = HashingReader::new(input.take(size));
+    if io::copy(&mut input, &mut io::sink())? != size {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(input.finish().0)
 }
 
 /// Writes payloads at their places; what lies between them stays a hole.

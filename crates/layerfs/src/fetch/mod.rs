@@ -244,4 +244,4 @@ impl Fetcher {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -122,7 +122,7 @@ impl Bench {
     }
 }
 
-fn annotations(blob: &[u8]) -> std::collections::BTreeMap<String, String> {
+pub(crate) fn annotations(blob: &[u8]) -> std::collections::BTreeMap<String, String> {
     let footer = castor_estargz::footer::parse(&blob[blob.len() - 72..], blob.len() as u64).unwrap();
     let location = footer.toc.unwrap();
     let end = location.offset + location.compressed_size;
