@@ -171,16 +171,21 @@ impl Shared {
     }
 
     fn post(&self, packet: Packet) -> Result<(), TransferError> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(TransferError::Cancelled);
-        }
         let size = packet.encoded_len() as u64;
-        self.outgoing.blocking_send(packet).map_err(|_| TransferError::Cancelled)?;
+        self.post_uncounted(packet)?;
         let sent = self.sent.fetch_add(size, Ordering::Relaxed) + size;
         if let Some(progress) = &self.progress {
             progress(sent);
         }
         Ok(())
+    }
+
+    /// Sends a packet that marks an end: BuildKit counts none of those, and users see the count.
+    fn post_uncounted(&self, packet: Packet) -> Result<(), TransferError> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(TransferError::Cancelled);
+        }
+        self.outgoing.blocking_send(packet).map_err(|_| TransferError::Cancelled)
     }
 
     /// Announces every entry. Its place in the order is its number, whether it
@@ -203,7 +208,7 @@ impl Shared {
             Some(error) => return Err(error),
             None => walked?,
         }
-        self.post(Packet::default())
+        self.post_uncounted(Packet::default())
     }
 
     /// Sends the contents of a file; an empty piece is their end.
@@ -230,7 +235,7 @@ impl Shared {
             Err(error) if is_no_file(&error) => {}
             Err(error) => return Err(read(error)),
         }
-        self.post(data(Bytes::new()))
+        self.post_uncounted(data(Bytes::new()))
     }
 }
 
