@@ -6,21 +6,22 @@ use anyhow::{Context, Result};
 use regex::Regex;
 
 /// What is replaced in each line, and why.
-const PATTERNS: [(&str, &str, &str); 6] = [
+const PATTERNS: [(&str, &str, &str); 5] = [
     (r"sha256:[0-9a-f]{64}", "sha256:<digest>", "digests of what is built depend on times and compressors"),
     (r"^\d+\.\d{1,3} ", "<time> ", "seconds since the step began, before each line of its output"),
     (r"^DONE \d+\.\d+s$", "DONE <time>", "how long a vertex took"),
     (r" \d+\.\d+s done$", " done", "how long a part of a vertex took, shown where it is not nothing"),
     (r" \(\d+\.\d+s\)", " (<time>)", "the same in parentheses"),
-    (r"(transferring (?:context|dockerfile): )[\d.]+[kM]?B", "${1}<size>", "with the sizes of names of directories"),
 ];
 
-/// Lines that are left out, and why: they show a moment.
-const MOMENTS: [(&str, &str); 3] = [
-    (r"^sha256:\S+ [\d.]+[kM]?B / [\d.]+[kM]?B( \d+\.\d+s)?$", "a download half way"),
-    (r"^(extracting|resolve|exporting|transferring|pushing|copying|sending)\b.*[^e]$", "a part that is not done yet"),
-    (r"^\.\.\.$", "another vertex is shown in between"),
-];
+/// A download half way, which one run shows and another does not.
+const HALF_WAY: &str = r"^sha256:\S+ [\d.]+[kM]?B / [\d.]+[kM]?B( \d+\.\d+s)?$";
+
+/// Parts of a vertex: said once more with `done` when they are, and before that only if they take long enough.
+const PARTS: [&str; 7] = ["extracting ", "resolve ", "exporting ", "transferring ", "pushing ", "copying ", "sending "];
+
+/// Between two looks at a vertex another one was shown.
+const ELSEWHERE: &str = "...";
 
 /// A build's progress by vertex, in the order of their names; then what followed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +37,11 @@ impl Transcript {
             .iter()
             .map(|(pattern, replacement, _)| Ok((Regex::new(pattern)?, *replacement)))
             .collect::<Result<_>>()?;
-        let moments: Vec<Regex> =
-            MOMENTS.iter().map(|(pattern, _)| Ok(Regex::new(pattern)?)).collect::<Result<_>>()?;
+        let half_way = Regex::new(HALF_WAY)?;
+        let is_moment = |text: &str| {
+            let is_part = PARTS.iter().any(|part| text.starts_with(part));
+            text == ELSEWHERE || half_way.is_match(text) || (is_part && !text.ends_with(" done"))
+        };
         let normal = |line: &str| {
             let replace = |line: String, (pattern, with): &(Regex, &str)| pattern.replace_all(&line, *with).into_owned();
             patterns.iter().fold(line.to_owned(), replace)
@@ -62,7 +66,7 @@ impl Transcript {
             };
             let text = normal(text);
             // The name is said again where a vertex is shown for the second time.
-            if text == *name || moments.iter().any(|moment| moment.is_match(&text)) {
+            if text == *name || is_moment(&text) {
                 continue;
             }
             let lines = vertices.entry(name.clone()).or_default();
