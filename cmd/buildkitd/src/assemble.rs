@@ -59,7 +59,7 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
     let registry = Client::new(registry_config(settings)).context("read registry configuration")?;
     let sessions = Sessions::new(scope.child("sessions"));
     let store = Store::open(StoreConfig {
-        root: state.join("mounts"),
+        root: state.clone(),
         db: keys.clone(),
         engine: engine.clone(),
         snapshotter: snapshots.clone(),

@@ -72,8 +72,8 @@ pub struct Flags {
     /// Collect garbage by the policy
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub oci_worker_gc: Option<bool>,
-    /// Space the collector leaves to the cache, in MB: Reserved[,Free[,Maximum]]
-    #[arg(long, value_name = "MB")]
+    /// Space the collector leaves to the cache, on the disk, and at most to the cache, in MB
+    #[arg(long, value_name = "RESERVED[,FREE[,MAXIMUM]]")]
     pub oci_worker_gc_keepstorage: Option<String>,
 
     #[command(flatten)]

@@ -86,8 +86,7 @@ async fn run(settings: &Settings) -> Result<()> {
     for listener in &listeners {
         tracing::info!("running server on {}", listener.address());
     }
-    let policies = assembled.daemon.policies().to_vec();
-    let serve = castor_control::serve(assembled.daemon.clone(), policies, listeners, &serving);
+    let serve = castor_control::serve(assembled.daemon.clone(), listeners, &serving);
     tokio::pin!(serve);
     tokio::select! {
         () = &mut serve => {}
@@ -103,7 +102,8 @@ async fn run(settings: &Settings) -> Result<()> {
     end(scope, assembled).await
 }
 
-/// Ends everything in order: builds, layers, database. Bounded, so that a fetch that hangs does not keep the process.
+/// Ends what builds leave: layers, whatever else has tasks, the database. Bounded, so that a fetch that hangs does not
+/// keep the process.
 async fn end(scope: Scope, assembled: assemble::Assembled) -> Result<()> {
     let ending = async {
         assembled.engine.shutdown().await;

@@ -143,6 +143,12 @@ impl Settings {
             (true, false) => config.grpc.address.clone(),
             (true, true) => vec!["unix:///run/buildkit/buildkitd.sock".to_owned()],
         };
+        for (name, frontend) in &config.frontend {
+            if frontend.enabled == Some(false) || !frontend.allowed_repositories.is_empty() {
+                warnings
+                    .push(format!("[frontend.{name:?}] has no effect on castor: its own frontends are always there"));
+            }
+        }
         let group = flags.group.as_deref().map(group_id).transpose()?;
         let mut entitlements = flags.allow_insecure_entitlement.clone();
         entitlements.extend(config.insecure_entitlements.iter().cloned());

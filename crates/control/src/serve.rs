@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use castor_build::Daemon;
 use castor_frontend::BridgeService;
-use castor_store::GcPolicy;
 use castor_task::Scope;
 use castor_wire::Listener;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -34,9 +33,9 @@ impl TraceService for Traces {
 
 /// Serves `daemon` on `listeners` until `scope` is cancelled and the calls under way have ended, or were given up.
 /// Builds run in a child of `scope`.
-pub async fn serve(daemon: Arc<Daemon>, policies: Vec<GcPolicy>, listeners: Vec<Listener>, scope: &Scope) {
+pub async fn serve(daemon: Arc<Daemon>, listeners: Vec<Listener>, scope: &Scope) {
     let builds = scope.child("calls");
-    let control = ControlService::new(daemon.clone(), policies, builds.clone());
+    let control = ControlService::new(daemon.clone(), builds);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let servers = listeners.into_iter().map(|listener| {

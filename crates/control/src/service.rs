@@ -7,7 +7,6 @@ use castor_build::{Build, Daemon};
 use castor_proto::control::control_server::{Control, ControlServer};
 use castor_proto::{control as wire, types};
 use castor_session::{SessionStream, Sessions};
-use castor_store::GcPolicy;
 use castor_task::Scope;
 use futures::{Stream, StreamExt as _};
 use jiff::Timestamp;
@@ -28,7 +27,6 @@ const IN_FLIGHT: usize = 16;
 pub struct ControlService {
     daemon: Arc<Daemon>,
     sessions: Sessions,
-    policies: Arc<[GcPolicy]>,
     scope: Scope,
 }
 
@@ -36,9 +34,9 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static
 
 impl ControlService {
     /// A service whose builds run in `scope`.
-    pub fn new(daemon: Arc<Daemon>, policies: Vec<GcPolicy>, scope: Scope) -> Self {
+    pub fn new(daemon: Arc<Daemon>, scope: Scope) -> Self {
         let sessions = daemon.sessions().clone();
-        Self { daemon, sessions, policies: policies.into(), scope }
+        Self { daemon, sessions, scope }
     }
 
     /// A server to add to a router.
@@ -121,7 +119,8 @@ impl Control for ControlService {
         let worker = self.daemon.worker();
         let shown =
             filters.is_empty() || filters.iter().any(|filter| worker_matches(filter, &worker.id, &worker.labels));
-        let record = shown.then(|| convert::worker(worker, &self.policies, Self::version())).into_iter().collect();
+        let record =
+            shown.then(|| convert::worker(worker, self.daemon.policies(), Self::version())).into_iter().collect();
         Ok(Response::new(wire::ListWorkersResponse { record }))
     }
 
@@ -185,6 +184,10 @@ impl Control for ControlService {
         request: Request<wire::BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
         let request = request.into_inner();
+        if let Some(filter) = request.filter.first() {
+            let message = format!("filter {filter:?} of the build history is not supported by castor yet");
+            return Err(Status::unimplemented(message));
+        }
         let wanted = {
             let id = request.r#ref.clone();
             move |record: &castor_build::BuildRecord| id.is_empty() || record.id == id

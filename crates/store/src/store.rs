@@ -27,7 +27,7 @@ use crate::{
 
 /// What a store is made of.
 pub struct StoreConfig {
-    /// Where its mounts are made; emptied at start.
+    /// The state directory; mounts are made in its `mounts`, which is emptied at start.
     pub root: PathBuf,
     /// The database.
     pub db: Arc<dyn KeyValue>,
