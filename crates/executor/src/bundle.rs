@@ -4,6 +4,7 @@
 //! <root>/bundles/<id>/config.json    the specification: a link into our memory, for secrets may be in it
 //!                     hosts          generated, mounted into the container
 //!                     resolv.conf    the same
+//!                     cgroup         where its cgroup is
 //!                     mounts/<n>     sources that had to be mounted by us
 //!                     log.json, pid  written by the runtime
 //! <root>/runtime/<id>/               the runtime's own state
@@ -26,6 +27,9 @@ use crate::runc::{Config, SandboxNetwork};
 use crate::spec::{self, Container};
 use crate::stubs::Stubs;
 use crate::{cgroup, resolver, user};
+
+/// Where its cgroup is, for the daemon after this one.
+const CGROUP: &str = "cgroup";
 
 /// Everything but the streams that a container is made of, on disk.
 pub struct Bundle {
@@ -63,6 +67,8 @@ impl Bundle {
         let meta = &plan.meta;
         let parent = if meta.cgroup_parent.is_empty() { &config.cgroup_parent } else { &meta.cgroup_parent };
         self.cgroup = cgroup::path(parent, id);
+        // Before the runtime makes it, so that it is found after a crash at any moment.
+        self.write(CGROUP, &self.cgroup.to_string_lossy())?;
         let host_network = match (meta.network, config.sandbox_network) {
             (Network::Host, _) | (Network::Sandbox, SandboxNetwork::Host) => true,
             (Network::None, _) | (Network::Sandbox, SandboxNetwork::None) => false,
@@ -213,7 +219,7 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Unmounts what a killed daemon left below `root` and removes its bundles.
+/// Unmounts what a killed daemon left below `root`, and removes its bundles and their cgroups.
 pub fn recover(root: &Path) -> io::Result<()> {
     let bundles = bundles(root);
     let mounted = fs::read("/proc/self/mountinfo")?;
@@ -225,7 +231,17 @@ pub fn recover(root: &Path) -> io::Result<()> {
         other => other?,
     };
     for entry in entries {
-        remove(&entry?.path())?;
+        let bundle = entry?.path();
+        match fs::read_to_string(bundle.join(CGROUP)) {
+            Ok(cgroup) => {
+                if let Err(error) = cgroup::remove(Path::new(&cgroup)) {
+                    tracing::warn!(cgroup, %error, "remove a cgroup that was left behind");
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        remove(&bundle)?;
     }
     Ok(())
 }

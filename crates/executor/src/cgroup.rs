@@ -1,7 +1,12 @@
 //! Where a container's cgroup is, under each of Linux' three arrangements.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Where cgroup file systems are mounted.
 const MOUNT_POINT: &str = "/sys/fs/cgroup";
@@ -55,6 +60,54 @@ pub fn path(parent: &str, id: &str) -> PathBuf {
     }
     let parent = parent.trim_start_matches('/');
     Path::new("/").join(parent).join("buildkit").join(id)
+}
+
+/// Kills what is in the cgroup `cgroup` and removes it from every hierarchy. For what a killed daemon left: a runtime that
+/// died while it made a container knows nothing of it. Blocks.
+pub fn remove(cgroup: &Path) -> io::Result<()> {
+    let relative = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    // systemd's form is no path, and systemd removes those scopes itself.
+    if relative.as_os_str().is_empty() || relative.to_string_lossy().contains(':') {
+        return Ok(());
+    }
+    let root = Path::new(MOUNT_POINT);
+    let mut tops = vec![root.to_path_buf()];
+    if matches!(Hierarchy::detect(), Hierarchy::Hybrid | Hierarchy::Legacy) {
+        tops = fs::read_dir(root)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+        let own = root.join("memory").join(own_place().trim_start_matches('/'));
+        tops.push(own);
+    }
+    tops.iter().map(|top| top.join(relative)).filter(|path| path.is_dir()).try_for_each(|path| remove_tree(&path))
+}
+
+/// How often a cgroup whose processes are dying is looked at, and how long in between.
+const ATTEMPTS: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(10);
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    for attempt in 1.. {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        for line in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
+            // 0 is a process of another process namespace, which this one cannot name.
+            if let Some(pid) = line.parse().ok().and_then(Pid::from_raw) {
+                kill_process(pid, Signal::KILL)
+                    .or_else(|error| if error == Errno::SRCH { Ok(()) } else { Err(error) })?;
+            }
+        }
+        match fs::remove_dir(path) {
+            Err(error) if absent(&error) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && attempt < ATTEMPTS => {
+                std::thread::sleep(PAUSE)
+            }
+            other => return other,
+        }
+    }
+    Ok(())
 }
 
 /// Whether the kernel killed something in the cgroup for want of memory. Only right while the cgroup exists.

@@ -136,7 +136,10 @@ impl Runc {
         for entry in listed.map_err(|err| ExecError::setup(format!("read {state:?}"), err))? {
             let id = entry.file_name().to_string_lossy().into_owned();
             tracing::info!(container = id, "removing a container that was left behind");
-            self.shared.runtime.delete(&id).await?;
+            if let Err(error) = self.shared.runtime.delete(&id).await {
+                // Nothing is built with it: no reason not to start.
+                tracing::warn!(container = id, %error, "remove a container that was left behind");
+            }
         }
         let root = self.shared.config.root.clone();
         let recovered = castor_task::blocking(move || bundle::recover(&root)).await;

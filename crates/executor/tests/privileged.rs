@@ -584,6 +584,29 @@ async fn privileged_what_a_killed_daemon_left_is_removed() {
 }
 
 #[tokio::test]
+async fn privileged_a_cgroup_that_its_runtime_did_not_live_to_know_is_removed() {
+    let bench = Bench::new();
+    let bundle = bench.dir.path().join("executor/bundles/half");
+    fs::create_dir_all(&bundle).unwrap();
+    let name = format!("/buildkit/half-{}", std::process::id());
+    fs::write(bundle.join("cgroup"), &name).unwrap();
+    let tops: Vec<_> = match fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap() {
+        true => vec![Path::new("/sys/fs/cgroup").to_path_buf()],
+        false => ["pids", "memory"].map(|top| Path::new("/sys/fs/cgroup").join(top)).into(),
+    };
+    let places: Vec<_> = tops.iter().map(|top| top.join(name.trim_start_matches('/'))).collect();
+    places.iter().for_each(|place| fs::create_dir_all(place.join("inner")).unwrap());
+    let mut left = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    fs::write(places[0].join("inner/cgroup.procs"), left.id().to_string()).unwrap();
+
+    // The child is this test's, and dies to be waited for.
+    let waiting = std::thread::spawn(move || left.wait().unwrap());
+    bench.runc.recover().await.unwrap();
+    assert!(!waiting.join().unwrap().success());
+    assert!(places.iter().all(|place| !place.exists()) && !bundle.exists());
+}
+
+#[tokio::test]
 async fn privileged_many_at_once() {
     let bench = Bench::new();
     let runs = (0..8).map(|index| {
