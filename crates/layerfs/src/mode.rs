@@ -22,12 +22,6 @@ pub enum Mode {
     Erofs,
     /// EROFS over files that castor's own FUSE file system serves.
     ErofsFuse,
-    /// As [`Mode::Erofs`], over loop devices.
-    ErofsLoop,
-    /// As [`Mode::ErofsFuse`], over loop devices.
-    ErofsFuseLoop,
-    /// A whole file system in user space.
-    Fuse,
 }
 
 impl Mode {
@@ -36,9 +30,6 @@ impl Mode {
         match self {
             Self::Erofs => "erofs",
             Self::ErofsFuse => "erofs+fuse",
-            Self::ErofsLoop => "erofs+loop",
-            Self::ErofsFuseLoop => "erofs+fuse+loop",
-            Self::Fuse => "fuse",
         }
     }
 }
@@ -53,12 +44,10 @@ impl FromStr for Mode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Erofs, Self::ErofsFuse, Self::ErofsLoop, Self::ErofsFuseLoop, Self::Fuse]
+        [Self::Erofs, Self::ErofsFuse]
             .into_iter()
             .find(|mode| mode.name() == text)
-            .ok_or_else(|| {
-                format!("unknown mode {text:?}: want erofs, erofs+fuse, erofs+loop, erofs+fuse+loop or fuse")
-            })
+            .ok_or_else(|| format!("unknown mode {text:?}: want erofs or erofs+fuse"))
     }
 }
 
@@ -83,13 +72,6 @@ impl Modes {
 
 /// Finds out, by trying under `root`, what can be mounted; starts the server of lazy layers if that works. Blocks.
 pub(crate) fn probe(root: &Path, wanted: Option<Mode>, scope: &Scope) -> (Modes, Option<Server>) {
-    match wanted {
-        None | Some(Mode::Erofs | Mode::ErofsFuse) => {}
-        Some(other) => {
-            let reason = format!("mode {other} is not part of this version");
-            return (Modes { complete: Err(reason.clone()), lazy: Err(reason) }, None);
-        }
-    }
     let files = match Files::make(root) {
         Ok(files) => files,
         Err(reason) => return (Modes { complete: Err(reason.clone()), lazy: Err(reason) }, None),
