@@ -8,6 +8,7 @@ mod entitlements;
 mod journal;
 mod request;
 mod run;
+mod verify;
 
 pub use builds::{BuildEvent, BuildExists, BuildRecord, Builds};
 pub use daemon::{Daemon, Parts};

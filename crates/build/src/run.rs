@@ -13,7 +13,7 @@ use castor_frontend::Gateway;
 use castor_oci::Digest;
 use castor_ops::bridge::code;
 use castor_ops::{Bridge, BridgeError, Refs, SolveRequest, SolveResult};
-use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex};
+use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex, Warning};
 use castor_proto::rpc;
 use castor_registry::Access;
 use castor_session::auth::SessionCredentials;
@@ -23,7 +23,7 @@ use castor_task::CancellationToken;
 
 use crate::bridge::BuildBridge;
 use crate::entitlements::Granted;
-use crate::{Daemon, ExporterRequest, Request};
+use crate::{Builds, Daemon, ExporterRequest, Request};
 
 /// Prefix of the frontend's metadata that is passed to the client.
 const FRONTEND_METADATA: &str = "frontend.";
@@ -62,6 +62,7 @@ impl Build {
             .builds
             .begin(request)
             .map_err(|error| BridgeError::new(code::ALREADY_EXISTS, error.to_string()))?;
+        let mut entry = Entry::new(&self.daemon.builds, &request.id);
         let outcome = match self.open(journal) {
             Ok((job, granted)) => {
                 let bridge =
@@ -72,12 +73,8 @@ impl Build {
             }
             Err(error) => Err(error),
         };
-        let error = outcome.as_ref().err().map(|error| rpc::Status {
-            code: error.code,
-            message: error.message.clone(),
-            details: error.details.clone(),
-        });
-        self.daemon.builds.end(&request.id, error);
+        entry.error = outcome.as_ref().err().map(status);
+        drop(entry);
         self.daemon.collect_soon();
         outcome
     }
@@ -140,6 +137,7 @@ impl Build {
         let result = self.frontend(bridge).await?;
         // 4: everything that it needs.
         let computed = self.compute(bridge, &result).await?;
+        self.verify(&computed, exporters.len(), job);
         // 5: out.
         let mut response: Response = result
             .metadata
@@ -198,6 +196,38 @@ impl Build {
         computed.map_err(|error| BridgeError::unknown(error.to_string()))
     }
 
+    /// Warns of a result that is not for the platforms asked for: at the first exporter's vertex, or at one of its own.
+    fn verify(&self, result: &BuildResult, exporters: usize, job: &Job<ImmutableRef>) {
+        let requested = self.request.options.get("platform").map(String::as_str);
+        let warnings = crate::verify::platforms(requested, result);
+        if warnings.is_empty() {
+            return;
+        }
+        let (sink, digest) = (job.sink(), self.export_vertex(0));
+        let now = Some(Timestamp::now());
+        let name = "Verifying build result".to_owned();
+        let vertex = Vertex { digest: Some(digest), name, started: now, completed: now, ..Vertex::default() };
+        if exporters == 0 {
+            sink.send(Event::Vertex(vertex));
+        }
+        for short in warnings {
+            sink.send(Event::Warning(Warning {
+                vertex: digest,
+                level: 0,
+                short: short.into(),
+                detail: Vec::new(),
+                url: String::new(),
+                source: None,
+                ranges: Vec::new(),
+            }));
+        }
+    }
+
+    /// Names the vertex of an exporter.
+    fn export_vertex(&self, index: usize) -> Digest {
+        Digest::of(format!("{}-export-{index}", self.request.session))
+    }
+
     fn exporters(&self) -> Result<Vec<Box<dyn Exporter>>, BridgeError> {
         self.request.exporters.iter().map(|request| self.exporter(request)).collect()
     }
@@ -236,7 +266,7 @@ impl Build {
     ) -> Result<Response, BridgeError> {
         let session = &self.request.session;
         let mut vertex = Vertex {
-            digest: Some(Digest::of(format!("{session}-export-{index}"))),
+            digest: Some(self.export_vertex(index)),
             name: exporter.name().to_owned(),
             started: Some(Timestamp::now()),
             ..Vertex::default()
@@ -270,4 +300,28 @@ impl Build {
             Err(job) => drop(job),
         }
     }
+}
+
+/// A build's place among those under way; it ends with this, also where the build panics.
+struct Entry<'a> {
+    builds: &'a Builds,
+    id: &'a str,
+    /// What the build failed with.
+    error: Option<rpc::Status>,
+}
+
+impl<'a> Entry<'a> {
+    fn new(builds: &'a Builds, id: &'a str) -> Self {
+        Self { builds, id, error: Some(status(&BridgeError::unknown("the build was lost"))) }
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.builds.end(self.id, self.error.take());
+    }
+}
+
+fn status(error: &BridgeError) -> rpc::Status {
+    rpc::Status { code: error.code, message: error.message.clone(), details: error.details.clone() }
 }
