@@ -77,7 +77,9 @@ impl BuildBridge {
         let graph = self.daemon.ops.load(reference.graph(), self.granted.for_ops())?;
         let edge = Edge { vertex: result.vertex, output: result.output };
         let built = self.job.build(&graph, edge).await;
-        Ok(built.map_err(|error| castor_ops::failure(&error, reference.graph(), reference.definition().source.as_ref()))?.result)
+        Ok(built
+            .map_err(|error| castor_ops::failure(&error, reference.graph(), reference.definition().source.as_ref()))?
+            .result)
     }
 }
 

@@ -3,15 +3,27 @@
 use castor_progress::{Event, Range, Timestamp};
 use castor_proto::{control, pb};
 
-/// Logs of one message, in bytes: beyond it another message is begun, so that none outgrows the limit of clients.
-const LOG_BYTES: usize = 1 << 20;
+/// Logs and quoted files of one message, in bytes: beyond it another message is begun, so that none outgrows the limit of
+/// clients.
+const MESSAGE_BYTES: usize = 1 << 20;
 
 /// Events as the messages of a status stream, in order.
 pub fn messages(events: Vec<Event>) -> Vec<control::StatusResponse> {
     let mut messages = Vec::new();
     let mut message = control::StatusResponse::default();
-    let mut logged = 0;
+    let mut carried = 0;
     for event in events {
+        let size = match &event {
+            Event::Log(log) => log.data.len(),
+            // Every warning quotes the whole file that it is about.
+            Event::Warning(warning) => warning.source.as_ref().map_or(0, |source| source.data.len()),
+            Event::Vertex(_) | Event::Status(_) => 0,
+        };
+        if carried > 0 && carried + size > MESSAGE_BYTES {
+            messages.push(std::mem::take(&mut message));
+            carried = 0;
+        }
+        carried += size;
         match event {
             Event::Vertex(vertex) => message.vertexes.push(control::Vertex {
                 digest: vertex.digest.map(|digest| digest.to_string()).unwrap_or_default(),
@@ -37,19 +49,12 @@ pub fn messages(events: Vec<Event>) -> Vec<control::StatusResponse> {
                 started: status.started.map(timestamp),
                 completed: status.completed.map(timestamp),
             }),
-            Event::Log(log) => {
-                if logged > 0 && logged + log.data.len() > LOG_BYTES {
-                    messages.push(std::mem::take(&mut message));
-                    logged = 0;
-                }
-                logged += log.data.len();
-                message.logs.push(control::VertexLog {
-                    vertex: log.vertex.to_string(),
-                    timestamp: Some(timestamp(log.timestamp)),
-                    stream: log.stream,
-                    msg: log.data,
-                });
-            }
+            Event::Log(log) => message.logs.push(control::VertexLog {
+                vertex: log.vertex.to_string(),
+                timestamp: Some(timestamp(log.timestamp)),
+                stream: log.stream,
+                msg: log.data,
+            }),
             Event::Warning(warning) => message.warnings.push(control::VertexWarning {
                 vertex: warning.vertex.to_string(),
                 level: warning.level,
@@ -95,7 +100,7 @@ mod tests {
     #[test]
     fn large_logs_are_split_and_keep_their_order() {
         let log = |byte: u8| {
-            let data = vec![byte; LOG_BYTES / 2 + 1].into();
+            let data = vec![byte; MESSAGE_BYTES / 2 + 1].into();
             Event::Log(Log { vertex: Digest::of("v"), stream: 1, data, timestamp: Timestamp::now() })
         };
         let messages = messages(vec![log(1), log(2), log(3)]);
