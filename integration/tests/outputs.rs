@@ -141,7 +141,7 @@ fn privileged_what_is_not_here_yet_is_refused_by_name() {
     let project = scene.project("project", "FROM scratch\nCOPY Dockerfile /\n").unwrap();
     let build = Build::new(&daemon, &project);
     let refused = [
-        (build.clone().output("type=image,name=localhost:1/x,unpack=true"), "unpack"),
+        (build.clone().output("type=image,name=localhost:1/x,rewrite-timestamp=true"), "rewrite-timestamp"),
         (build.clone().output("type=made-up"), "made-up"),
         (build.clone().opt("source", "example.com/frontend").arg("--frontend=gateway.v0"), "gateway.v0"),
         (build.clone().opt("attest:sbom", ""), "sbom"),

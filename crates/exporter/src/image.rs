@@ -6,13 +6,14 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
 use castor_blobs::{Blobs, LayerBlob};
-use castor_oci::{ANNOTATION_TOC_DIGEST, Annotations, Descriptor, media_type};
+use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, media_type};
 use castor_registry::Client;
 use serde_json::json;
 
+use crate::annotations::{ImageAnnotations, Place};
 use crate::document::{self, Document, LayerFacts};
 use crate::push::Push;
-use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageOptions, PlatformResult, Response};
+use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageOptions, OptionError, PlatformResult, Response};
 
 /// Annotations of layers that are between castor, BuildKit and containerd, and leave with no image.
 const INTERNAL: [&str; 2] = ["containerd.io/uncompressed", "buildkit/createdat"];
@@ -73,6 +74,22 @@ impl ImageExporter {
         {
             options.epoch = Some(crate::options::parse_epoch(epoch)?);
         }
+        let mut said = ImageAnnotations::default();
+        for (key, value) in &result.metadata {
+            said.set(key, &String::from_utf8_lossy(value))?;
+        }
+        options.annotations.merge(said);
+        let built = |name: &&str| !result.platforms.iter().any(|platform| platform.platform.to_string() == **name);
+        if let Some(missing) = options.annotations.platforms().find(built) {
+            return Err(OptionError::NoSuchPlatform(missing.to_owned()).into());
+        }
+        if !options.oci() && options.annotations.need_oci() {
+            return Err(OptionError::AnnotationsNeedOci.into());
+        }
+        let of_index = [Place::Index, Place::IndexDescriptor].map(|place| options.annotations.of(place, None));
+        if !result.multi_platform && of_index.iter().any(|annotations| !annotations.is_empty()) {
+            return Err(OptionError::NoIndex.into());
+        }
         Ok(Self::with_options(self.blobs.clone(), self.registry.clone(), options))
     }
 
@@ -109,7 +126,10 @@ impl ImageExporter {
     }
 
     fn index(&self, manifests: Vec<Descriptor>) -> Document {
-        document::index(manifests, Annotations::new(), self.options.oci())
+        let annotations = &self.options.annotations;
+        let mut index = document::index(manifests, annotations.of(Place::Index, None), self.options.oci());
+        index.descriptor.annotations = annotations.of(Place::IndexDescriptor, None);
+        index
     }
 
     fn platform_image(
@@ -129,8 +149,10 @@ impl ImageExporter {
         let config = if platform.config.is_empty() { default_config(platform) } else { platform.config.clone() };
         let config = document::image_config(&config, &facts, self.options.epoch, oci)?;
         let descriptors = layers.iter().map(|layer| self.exported(&layer.descriptor)).collect();
+        let annotations = |place| self.options.annotations.of(place, Some(&platform.platform));
         let mut manifest =
-            document::manifest(config.descriptor.clone(), descriptors, self.options.annotations.clone(), oci);
+            document::manifest(config.descriptor.clone(), descriptors, annotations(Place::Manifest), oci);
+        manifest.descriptor.annotations = annotations(Place::ManifestDescriptor);
         manifest.descriptor.platform = Some(platform.platform.clone());
         Ok((manifest, config))
     }

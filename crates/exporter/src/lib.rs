@@ -1,6 +1,7 @@
 //! Results leave the daemon: as images pushed to registries, as archives, as directories at the client.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod annotations;
 mod archive;
 mod document;
 mod error;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use castor_registry::Access;
 use castor_solver::Cx;
 
+pub use annotations::ImageAnnotations;
 pub use archive::{ArchiveExporter, ArchiveKind};
 pub use error::ExportError;
 pub use files::{LocalExporter, TarExporter};

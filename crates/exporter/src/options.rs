@@ -6,6 +6,8 @@ use castor_blobs::{Compression, Form};
 use castor_oci::Reference;
 use jiff::Timestamp;
 
+use crate::annotations::ImageAnnotations;
+
 /// What an image is exported as and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageOptions {
@@ -29,8 +31,8 @@ pub struct ImageOptions {
     pub compression: Compression,
     /// Times are cut to it.
     pub epoch: Option<Timestamp>,
-    /// Annotations of manifests.
-    pub annotations: BTreeMap<String, String>,
+    /// Annotations of the image.
+    pub annotations: ImageAnnotations,
     /// Attributes that are no options: BuildKit adds them to the result's metadata.
     pub metadata: BTreeMap<String, String>,
 }
@@ -60,9 +62,21 @@ pub enum OptionError {
     /// OCI media types are needed and were refused.
     #[error("exporter option \"compression={0}\" conflicts with \"oci-mediatypes=false\"")]
     NeedsOci(&'static str),
-    /// An attribute of a kind of annotation that does not exist.
-    #[error("annotation {0:?} is not of the form annotation[-TYPE][[PLATFORM]].KEY")]
-    Annotation(String),
+    /// A kind of annotation that does not exist.
+    #[error("unrecognized annotation type {0}")]
+    AnnotationKind(String),
+    /// An annotation for a platform that is none.
+    #[error("annotation for platform {0}")]
+    AnnotationPlatform(String),
+    /// An annotation for a platform that is not built.
+    #[error("invalid annotation: no platform {0} found in source")]
+    NoSuchPlatform(String),
+    /// Annotations and media types that have none.
+    #[error("cannot export annotations with \"oci-mediatypes=false\"")]
+    AnnotationsNeedOci,
+    /// Annotations of an index where there is none.
+    #[error("index annotations not supported for single platform export")]
+    NoIndex,
     /// Something of BuildKit's that castor does not do yet.
     #[error("{0} is not supported by castor yet")]
     Unsupported(String),
@@ -90,7 +104,7 @@ impl ImageOptions {
             oci_media_types: None,
             compression: Compression::default(),
             epoch: None,
-            annotations: BTreeMap::new(),
+            annotations: ImageAnnotations::default(),
             metadata: BTreeMap::new(),
         };
         for (key, value) in attrs {
@@ -126,32 +140,16 @@ impl ImageOptions {
             "source-date-epoch" if value.is_empty() => self.epoch = None,
             "source-date-epoch" => self.epoch = Some(parse_epoch(value)?),
             // castor, like BuildKit's OCI worker, has no image store to put an image into.
-            "store" | "unsafe-internal-store-allow-incomplete" => drop(flag()?),
-            "unpack" if flag()? => return unsupported(),
+            "store" | "unpack" | "unsafe-internal-store-allow-incomplete" => drop(flag()?),
             "rewrite-timestamp" if flag()? => return unsupported(),
             "prefer-nondist-layers" if flag()? => return unsupported(),
-            "unpack" | "rewrite-timestamp" | "prefer-nondist-layers" => {}
+            "rewrite-timestamp" | "prefer-nondist-layers" => {}
             // These shape attestations, of which castor makes none yet.
             "attestation-inline" | "oci-artifact" => drop(flag()?),
-            _ if key.starts_with("annotation") => self.annotate(key, value)?,
+            _ if self.annotations.set(key, value)? => {}
             _ => drop(self.metadata.insert(key.to_owned(), value.to_owned())),
         }
         Ok(())
-    }
-
-    fn annotate(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
-        let malformed = || OptionError::Annotation(key.to_owned());
-        let (kind, name) = key.split_once('.').ok_or_else(malformed)?;
-        match kind {
-            "annotation" | "annotation-manifest" => {
-                self.annotations.insert(name.to_owned(), value.to_owned());
-                Ok(())
-            }
-            _ if kind.starts_with("annotation-") || kind.starts_with("annotation[") => {
-                Err(OptionError::Unsupported(format!("image exporter option {key}")))
-            }
-            _ => Err(malformed()),
-        }
     }
 
     /// Whether the image gets OCI media types: if it was said, else if this or anything else wants it.
@@ -201,6 +199,7 @@ pub fn parse_epoch(value: &str) -> Result<Timestamp, OptionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::annotations::Place;
 
     fn parse(attrs: &[(&str, &str)]) -> Result<ImageOptions, OptionError> {
         ImageOptions::parse(&attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
@@ -221,7 +220,7 @@ mod tests {
         assert_eq!(names, ["127.0.0.1:5000/a:1", "127.0.0.1:5000/b:latest"]);
         assert!(options.push && options.compression.force && options.oci());
         assert_eq!(options.compression.form, Form::Estargz);
-        assert_eq!(options.annotations["org.x"], "1");
+        assert_eq!(options.annotations.of(Place::Manifest, None)["org.x"], "1");
         assert_eq!(options.metadata["containerimage.x"], "y");
     }
 
@@ -232,7 +231,7 @@ mod tests {
             (&[("compression", "lzma")], "lzma"),
             (&[("compression", "estargz"), ("oci-mediatypes", "false")], "conflicts with \"oci-mediatypes=false\""),
             (&[("rewrite-timestamp", "true")], "rewrite-timestamp"),
-            (&[("annotation-index.a", "b")], "annotation-index.a"),
+            (&[("annotation-layer.a", "b")], "annotation type layer"),
             (&[("compression-level", "99")], "99"),
         ] {
             let error = parse(attrs).unwrap_err().to_string();
