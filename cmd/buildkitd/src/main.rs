@@ -7,6 +7,7 @@ mod config;
 mod flags;
 mod insight;
 mod lock;
+mod memory;
 mod settings;
 
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn start(flags: Flags) -> Result<()> {
+    memory::give_back();
     let settings = Settings::new(flags)?;
     log(&settings.log)?;
     for warning in &settings.warnings {

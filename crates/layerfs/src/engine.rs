@@ -30,7 +30,7 @@ use crate::tree::Tree;
 use crate::unpack::with_sources;
 
 /// Memory for members being inflated, of all layers, in KiB.
-pub(crate) const MEMORY_KIB: u32 = 512 << 10;
+pub(crate) const MEMORY_KIB: u32 = 64 << 10;
 /// Layers that stay open without a user.
 const IDLE_LAYERS: usize = 256;
 /// How long a shutdown waits for fetches to end.
