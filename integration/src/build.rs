@@ -36,13 +36,11 @@ impl Build {
             text.push(path);
             text
         };
-        let mut build = Self {
-            client: None,
-            address: daemon.address().to_owned(),
-            arguments: Vec::new(),
-            environment: Vec::new(),
-        };
-        build.arguments.extend(["build", "--progress=plain", "--frontend=dockerfile.v0", "--local"].map(OsString::from));
+        let mut build =
+            Self { client: None, address: daemon.address().to_owned(), arguments: Vec::new(), environment: Vec::new() };
+        build
+            .arguments
+            .extend(["build", "--progress=plain", "--frontend=dockerfile.v0", "--local"].map(OsString::from));
         build.arguments.push(local("context", context));
         build.arguments.push("--local".into());
         build.arguments.push(local("dockerfile", dockerfile));
@@ -121,11 +119,7 @@ impl Build {
     /// Starts it; the caller waits for it, or kills it.
     pub fn spawn(&self) -> Result<Child> {
         let mut command = self.command()?;
-        command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start {command:?}"))
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| format!("start {command:?}"))
     }
 }
 

@@ -278,7 +278,9 @@ impl Outcome {
     /// What it printed on standard error, or an error if it succeeded.
     pub fn failure(self) -> Result<String> {
         match self.code {
-            Some(0) | None => bail!("exit code {:?}, which is not a failure:\n{}{}", self.code, self.stdout, self.stderr),
+            Some(0) | None => {
+                bail!("exit code {:?}, which is not a failure:\n{}{}", self.code, self.stdout, self.stderr)
+            }
             Some(_) => Ok(self.stderr),
         }
     }

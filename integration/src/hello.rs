@@ -63,9 +63,8 @@ fn cache_directory() -> Result<PathBuf> {
 /// Builds the base image of `root` on `daemon` and pushes it, as one eStargz layer, to `reference`.
 pub fn push_base(daemon: &Daemon, root: &Path, workspace: &Path, reference: &str) -> Result<()> {
     let dockerfile = Project::new(workspace.join("base-dockerfile"), BASE_DOCKERFILE)?;
-    let output = format!(
-        "type=image,name={reference},push=true,compression=estargz,oci-mediatypes=true,force-compression=true"
-    );
+    let output =
+        format!("type=image,name={reference},push=true,compression=estargz,oci-mediatypes=true,force-compression=true");
     Build::at(daemon, root, dockerfile.path()).output(output).run()?.success().context("build the base image")?;
     Ok(())
 }

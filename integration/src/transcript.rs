@@ -43,7 +43,8 @@ impl Transcript {
             text == ELSEWHERE || half_way.is_match(text) || (is_part && !text.ends_with(" done"))
         };
         let normal = |line: &str| {
-            let replace = |line: String, (pattern, with): &(Regex, &str)| pattern.replace_all(&line, *with).into_owned();
+            let replace =
+                |line: String, (pattern, with): &(Regex, &str)| pattern.replace_all(&line, *with).into_owned();
             patterns.iter().fold(line.to_owned(), replace)
         };
         let numbered = Regex::new(r"^#(\d+) (.*)$").context("the pattern of numbered lines")?;

@@ -208,9 +208,8 @@ fn claiming(second: Layer, first: &Layer, diff_ids: &[Digest]) -> Image {
 
 /// The step's output on the image `reference`, and its progress.
 fn answer(scene: &Scene, daemon: &castor_integration::daemon::Daemon, name: &str, reference: &str) -> (String, String) {
-    let dockerfile = format!(
-        "FROM {reference} AS run\nRUN cat /secret > /answer\nFROM scratch\nCOPY --from=run /answer /\n"
-    );
+    let dockerfile =
+        format!("FROM {reference} AS run\nRUN cat /secret > /answer\nFROM scratch\nCOPY --from=run /answer /\n");
     let project: Project = scene.project(name, &dockerfile).unwrap();
     let out = scene.path(&format!("out-{name}"));
     let built = Build::new(daemon, &project).opt("lazy", "require").local_output(&out).run().unwrap();

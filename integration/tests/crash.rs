@@ -175,7 +175,9 @@ fn crash_at(lab: &Lab, index: usize, place: &str) {
     let host = lab.registry.host();
     let daemon = options.clone().env("CASTOR_CRASH_AT", place).start().unwrap();
     let mut running: Vec<Running> = (0..BUILDS).map(|n| lab.build(&daemon, n, "1").start().unwrap()).collect();
-    let push = format!("type=image,name={host}/pushed:{index},push=true,compression=estargz,force-compression=true,oci-mediatypes=true");
+    let push = format!(
+        "type=image,name={host}/pushed:{index},push=true,compression=estargz,force-compression=true,oci-mediatypes=true"
+    );
     let pushing = Build::new(&daemon, &lab.projects[1]).opt("build-arg:ROUND", "1").opt("target", "made").output(push);
     running.push(pushing.start().unwrap());
     daemon.crash(PATIENCE).unwrap();
@@ -197,7 +199,8 @@ fn crash_at(lab: &Lab, index: usize, place: &str) {
 fn pushing_again(lab: &Lab, daemon: &Daemon, index: usize) {
     let host = lab.registry.host();
     let name = format!("{host}/pushed:again-{index}");
-    let output = format!("type=image,name={name},push=true,compression=estargz,force-compression=true,oci-mediatypes=true");
+    let output =
+        format!("type=image,name={name},push=true,compression=estargz,force-compression=true,oci-mediatypes=true");
     let build = Build::new(daemon, &lab.projects[1]).opt("build-arg:ROUND", "1").opt("target", "made").output(output);
     build.start().unwrap().wait(PATIENCE).unwrap().success().unwrap();
     let (_, manifest) = lab.registry.get_manifest("pushed", &format!("again-{index}")).unwrap();
@@ -212,10 +215,17 @@ fn pushing_again(lab: &Lab, daemon: &Daemon, index: usize) {
 #[test]
 fn privileged_killed_while_layers_are_fetched() {
     let lab = Lab::new();
-    for (index, place) in
-        ["TOC fetch", "layer commit", "layer commit:2", "chunk write", "chunk write:9", "presence checkpoint", "blob commit"]
-            .into_iter()
-            .enumerate()
+    for (index, place) in [
+        "TOC fetch",
+        "layer commit",
+        "layer commit:2",
+        "chunk write",
+        "chunk write:9",
+        "presence checkpoint",
+        "blob commit",
+    ]
+    .into_iter()
+    .enumerate()
     {
         crash_at(&lab, index, place);
     }

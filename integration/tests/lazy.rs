@@ -6,7 +6,7 @@ use castor_integration::build::Build;
 use castor_integration::daemon::{Daemon, Options};
 use castor_integration::hello;
 use castor_integration::project::Project;
-use castor_integration::scene::{Scene, STARGZ, base, layer_bytes, noise, plain_hosts};
+use castor_integration::scene::{STARGZ, Scene, base, layer_bytes, noise, plain_hosts};
 use castor_oci::{ANNOTATION_TOC_DIGEST, Digest};
 use castor_testkit::{Fault, File, Form, Image, ImageBuilder, Layer, On, RealRegistry, Registry};
 use http::Method;
@@ -43,7 +43,8 @@ fn privileged_hello_fetches_a_fifth_of_its_base_at_most() {
 
 /// A base with a second layer of which a build reads a little.
 fn big(form: Form) -> Image {
-    base(form, &[File::new("small", "small\n"), File::new("big", noise(1, 6 << 20)), File::new("tail", "tail\n")]).unwrap()
+    base(form, &[File::new("small", "small\n"), File::new("big", noise(1, 6 << 20)), File::new("tail", "tail\n")])
+        .unwrap()
 }
 
 struct Lazy {

@@ -38,7 +38,8 @@ fn privileged_files_come_out_as_they_are() {
 
     let tar = scene.path("out.tar");
     Build::new(&daemon, &project).output(format!("type=tar,dest={}", tar.display())).run().unwrap().success().unwrap();
-    let listed = programs::run("tar", ["-tvf", tar.to_str().unwrap(), "--numeric-owner", "--utc", "--full-time"]).unwrap();
+    let listed =
+        programs::run("tar", ["-tvf", tar.to_str().unwrap(), "--numeric-owner", "--utc", "--full-time"]).unwrap();
     for part in ["1000/1001", "soft -> d/file", "link to", "-rw-r-----", "2001-02-03 04:05:06 d/"] {
         assert!(listed.contains(part), "{part:?} is missing:\n{listed}");
     }
@@ -108,9 +109,8 @@ fn privileged_a_pushed_estargz_image_is_whole_and_lazy() {
 
     // What a lazy daemon sees of the image is what the eager one sees of its source.
     let list = |daemon: &castor_integration::daemon::Daemon, name: &str, from: &str, lazy: &str| {
-        let dockerfile = format!(
-            "FROM {from} AS b\nRUN rm -f /d/suid && ({LIST}) > /list\nFROM scratch\nCOPY --from=b /list /\n"
-        );
+        let dockerfile =
+            format!("FROM {from} AS b\nRUN rm -f /d/suid && ({LIST}) > /list\nFROM scratch\nCOPY --from=b /list /\n");
         let out = scene.path(&format!("out-{name}"));
         let build = Build::new(daemon, &scene.project(name, &dockerfile).unwrap()).opt("lazy", lazy).local_output(&out);
         build.run().unwrap().success().unwrap();

@@ -32,10 +32,7 @@ fn docker_config(scene: &Scene, host: &str) -> std::path::PathBuf {
 #[test]
 fn privileged_a_token_of_three_seconds_is_renewed_in_mid_read() {
     let scene = Scene::new().unwrap();
-    let auth = Auth::Bearer {
-        user: Some(("user".into(), "secret".into())),
-        lifetime: Duration::from_secs(3),
-    };
+    let auth = Auth::Bearer { user: Some(("user".into(), "secret".into())), lifetime: Duration::from_secs(3) };
     let registry = scene.wait(Registry::builder().auth(auth).start());
     let host = registry.host();
     let reference = image().put(&registry, "private:1");

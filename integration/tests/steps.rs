@@ -23,7 +23,8 @@ impl Steps {
     fn new() -> Self {
         let scene = Scene::new().unwrap();
         let registry = scene.registry();
-        let reference = base(Form::Gzip, &[File::new("file", "content\n")]).unwrap().put(&registry, "base:1").to_string();
+        let reference =
+            base(Form::Gzip, &[File::new("file", "content\n")]).unwrap().put(&registry, "base:1").to_string();
         let daemon = scene.daemon("daemon", [registry.host().as_str()]).start().unwrap();
         Self { reference, _registry: registry, daemon, scene }
     }
@@ -68,7 +69,8 @@ fn privileged_a_secret_is_seen_and_not_kept() {
 fn privileged_a_cache_mount_is_kept_between_builds() {
     let steps = Steps::new();
     let run = |n: u32| {
-        let lines = format!("RUN --mount=type=cache,target=/c,id=x echo {n} >> /c/all && cat /c/all > /seen && cat /seen");
+        let lines =
+            format!("RUN --mount=type=cache,target=/c,id=x echo {n} >> /c/all && cat /c/all > /seen && cat /seen");
         steps.build("p", &lines).run().unwrap().success().unwrap()
     };
     run(1);

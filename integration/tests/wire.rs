@@ -61,13 +61,7 @@ fn privileged_a_definition_comes_from_standard_input() {
         dest: "/copied".into(),
         options: Box::new(CopyOptions::default()),
     };
-    let make = Action::Mkfile {
-        path: "/made".into(),
-        mode: 0o600,
-        data: "made".into(),
-        owner: None,
-        timestamp: None,
-    };
+    let make = Action::Mkfile { path: "/made".into(), mode: 0o600, data: "made".into(), owner: None, timestamp: None };
     let state = State::scratch().file(vec![copy, make], Constraints::new());
     let platform = Platform::host();
     let definition = state.marshal(&MarshalOptions { platform, caps: None, unique: String::new() }).unwrap();

@@ -46,7 +46,13 @@ fn main() -> Result<()> {
         lazy.push(cold);
         local.push(hot);
         eager.push(bench.eager(run)?);
-        eprintln!("run {} of {RUNS}: lazy {:.1?}, everything local {:.1?}, eager {:.1?}", run + 1, cold.time, hot.time, eager[run].time);
+        eprintln!(
+            "run {} of {RUNS}: lazy {:.1?}, everything local {:.1?}, eager {:.1?}",
+            run + 1,
+            cold.time,
+            hot.time,
+            eager[run].time
+        );
     }
     let local = median(&local);
     println!("| hello build                    | time    | over local | fetched  | requests |");

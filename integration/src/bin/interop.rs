@@ -63,7 +63,8 @@ fn program(name: &str) -> Result<Option<PathBuf>> {
 
 impl Interop {
     fn new() -> Result<Self> {
-        let missing = |name: &str, variable: &str| format!("--{name} is missing: make interop {variable}=<the real one>");
+        let missing =
+            |name: &str, variable: &str| format!("--{name} is missing: make interop {variable}=<the real one>");
         let buildctl = program("buildctl")?.with_context(|| missing("buildctl", "BUILDCTL"))?;
         let buildkitd = program("buildkitd")?.with_context(|| missing("buildkitd", "BUILDKITD"))?;
         Ok(Self {
@@ -234,7 +235,8 @@ impl Interop {
                 socket.display()
             ),
         )?;
-        let _containerd = Server::start(Command::new(containerd).arg("--config").arg(&config), "containerd successfully booted")?;
+        let _containerd =
+            Server::start(Command::new(containerd).arg("--config").arg(&config), "containerd successfully booted")?;
         let image = format!("{}/go-base:1", self.registry.host());
         let ctr = |arguments: &[&str]| {
             let mut command = Command::new(&remote);
@@ -305,8 +307,17 @@ impl Interop {
         let output = format!("type=local,dest={}", out.display());
         let project = project.to_string_lossy().into_owned();
         run(&[
-            "build", "--builder", "castor", "--progress", "plain", "--provenance=false", "--secret", &secret, "--output",
-            &output, &project,
+            "build",
+            "--builder",
+            "castor",
+            "--progress",
+            "plain",
+            "--provenance=false",
+            "--secret",
+            &secret,
+            "--output",
+            &output,
+            &project,
         ])?;
         let made = Tree::read(&out)?;
         if made.len() != 2 {
@@ -322,7 +333,8 @@ impl Interop {
         let text = fs::read_to_string(&page).with_context(|| format!("read {}", page.display()))?;
         let (head, rest) = text.split_once(BEGIN).context("no beginning of the section in docs/compat.md")?;
         let (_, tail) = rest.split_once(END).context("no end of the section in docs/compat.md")?;
-        let mut section = String::from("\nThe real client on castor and on the real daemon, plain progress compared; with\n\n");
+        let mut section =
+            String::from("\nThe real client on castor and on the real daemon, plain progress compared; with\n\n");
         let mut programs = vec![
             (programs::ours("buildkitd")?, "--version"),
             (self.buildctl.clone(), "--version"),
@@ -337,7 +349,8 @@ impl Interop {
             section.push_str(&format!("| {what} | {outcome} |\n"));
         }
         section.push('\n');
-        fs::write(&page, format!("{head}{BEGIN}\n{section}{END}{tail}")).with_context(|| format!("write {}", page.display()))
+        fs::write(&page, format!("{head}{BEGIN}\n{section}{END}{tail}"))
+            .with_context(|| format!("write {}", page.display()))
     }
 }
 
@@ -399,11 +412,8 @@ impl Drop for Server {
 fn unmount_below(directory: &Path) -> Result<()> {
     let needle = directory.display().to_string();
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut points: Vec<&str> = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|point| point.starts_with(&needle))
-        .collect();
+    let mut points: Vec<&str> =
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| point.starts_with(&needle)).collect();
     points.reverse();
     for point in points {
         nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH).with_context(|| format!("unmount {point}"))?;
