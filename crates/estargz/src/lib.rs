@@ -7,7 +7,7 @@
 //!    where each chunk of each file is;
 //! 3. [`chunk::decode`] a chunk from its place in the blob, verified.
 //!
-//! [`open`] does the first two over a [`ReadAt`]. Understood are stargz (CRFS), eStargz with the TOC inside or
+//! [`open()`] does the first two over a [`ReadAt`]. Understood are stargz (CRFS), eStargz with the TOC inside or
 //! apart, and the flavours of zstd:chunked. [`Builder`] writes eStargz.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
