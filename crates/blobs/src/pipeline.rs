@@ -1,18 +1,24 @@
 //! From a tar stream to a blob: hash, compress, hash, store; on threads of the bounded pools, in bounded memory.
 
 use std::io::{self, BufReader, Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use castor_archive::{Encoder, HashingReader, HashingWriter, decompress};
 use castor_content::{Blob, Commit, ContentStore, Writer};
 use castor_estargz::{Builder, Options};
 use castor_oci::{ANNOTATION_TOC_DIGEST, ANNOTATION_UNCOMPRESSED_SIZE, Descriptor, Digest};
 use castor_snapshot::{Differ, SnapshotId};
+use tokio::sync::Semaphore;
 
 use crate::{BlobError, Compression, Form, variants::Variant};
 
 /// Buffer between the one who makes the tar and the one who compresses it.
 const BUFFER: usize = 256 << 10;
+
+/// How many tars are made at once. One who compresses holds a place of [`castor_task::blocking`] until its tar is made, and
+/// making it needs such places too: far fewer than there are may be held.
+static MAKING: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(4, usize::from).max(4)));
 
 /// A blob that is written but not yet named.
 struct Written {
@@ -31,6 +37,8 @@ pub(crate) async fn compare(
     compression: Compression,
     lease: Option<String>,
 ) -> Result<Variant, BlobError> {
+    // The semaphore is never closed.
+    let _making = MAKING.acquire().await.ok();
     let writer = content.writer().await?;
     let (reader, pipe) = io::pipe()?;
     // The two ends run on pools of their own: the one that makes the tar may wait for a registry.
@@ -110,4 +118,47 @@ async fn name(written: Written, compression: Compression, lease: Option<String>)
         descriptor.annotations.insert(ANNOTATION_UNCOMPRESSED_SIZE.into(), size.to_string());
     }
     Ok(Variant { descriptor, diff_id: written.diff_id, level: compression.level })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+    use castor_content::Local;
+    use castor_metadb::Memory;
+    use castor_snapshot::{DiffStats, SnapshotError};
+    use futures::future::try_join_all;
+
+    use super::*;
+
+    /// Mounts, as it were, before it writes.
+    struct Slow;
+
+    #[async_trait]
+    impl Differ for Slow {
+        async fn diff(
+            &self,
+            _: Option<&SnapshotId>,
+            _: &SnapshotId,
+            mut out: Box<dyn Write + Send>,
+        ) -> Result<(Box<dyn Write + Send>, DiffStats), SnapshotError> {
+            castor_task::blocking(std::thread::yield_now).await;
+            out.write_all(&[0; 1024]).map_err(|e| SnapshotError::State(e.to_string()))?;
+            Ok((out, DiffStats::default()))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn as_many_layers_at_once_as_there_are_threads_do_not_wait_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let content: Arc<dyn ContentStore> = Arc::new(Local::open(dir.path(), Arc::new(Memory::new())).await.unwrap());
+        let differ: Arc<dyn Differ> = Arc::new(Slow);
+        let layers = (0..200).map(|number| {
+            let upper = Some(SnapshotId::new(number.to_string()));
+            compare(&content, &differ, None, upper, Compression::default(), None)
+        });
+        let made = tokio::time::timeout(Duration::from_secs(60), try_join_all(layers)).await;
+        assert_eq!(made.expect("all of them wait").unwrap().len(), 200);
+    }
 }

@@ -15,6 +15,8 @@ use crate::walk::{Change, Source, xattr, xattr_names};
 pub(crate) struct DirSink {
     dir: PathBuf,
     view: PathBuf,
+    /// The directory of the one diff that all is from, if it is one.
+    upper: Option<PathBuf>,
     /// First name of each file with several.
     first: HashMap<(Source, u64), PathBuf>,
     /// Times of directories, set last: what is made in them changes them.
@@ -26,9 +28,9 @@ fn failed(verb: &'static str, path: &Path) -> impl Fn(io::Error) -> SnapshotErro
 }
 
 impl DirSink {
-    /// Into the directory `dir`, with the content of `view`.
-    pub(crate) fn new(dir: PathBuf, view: PathBuf) -> Self {
-        Self { dir, view, first: HashMap::new(), directories: Vec::new() }
+    /// Into the directory `dir`, with the content of `view`, for which files of the diff `upper` will do.
+    pub(crate) fn new(dir: PathBuf, view: PathBuf, upper: Option<PathBuf>) -> Self {
+        Self { dir, view, upper, first: HashMap::new(), directories: Vec::new() }
     }
 
     pub(crate) fn take(&mut self, change: Change) -> Result<(), SnapshotError> {
@@ -50,9 +52,23 @@ impl DirSink {
                 if several {
                     self.first.insert((source, meta.ino()), path.clone());
                 }
+                if !several && source == Source::Upper && meta.is_file() && self.link(&path)? {
+                    return Ok(());
+                }
                 self.put(&path, &meta)
             }
         }
+    }
+
+    /// Makes the diff's own file another name of what is never written to again, unless it is not all there.
+    fn link(&self, path: &Path) -> Result<bool, SnapshotError> {
+        let Some(from) = self.upper.as_ref().map(|upper| upper.join(path)) else { return Ok(false) };
+        for name in xattr_names(&from)? {
+            if castor_archive::layer::is_overlay_xattr(name.to_bytes()) {
+                return Ok(false);
+            }
+        }
+        Ok(std::fs::hard_link(&from, self.dir.join(path)).is_ok())
     }
 
     /// Sets the times of directories, the root's attributes too.

@@ -319,7 +319,7 @@ impl LocalSnapshotter {
         self.make_diff(id).await?;
         let fs = self.diff_dir(id).join("fs");
         let measure = castor_task::reading(move || {
-            let mut sink = DirSink::new(fs.clone(), comparison.view().to_owned());
+            let mut sink = DirSink::new(fs.clone(), comparison.view().to_owned(), comparison.upper.clone());
             comparison.each(&mut |change| sink.take(change))?;
             sink.finish()?;
             walk::measure(&fs)
@@ -468,10 +468,12 @@ async fn sync_root(root: &Path) -> Result<(), SnapshotError> {
 #[async_trait]
 impl Snapshotter for LocalSnapshotter {
     async fn create(&self, id: &SnapshotId, elements: &[Element]) -> Result<(), SnapshotError> {
-        if self.exists(id, elements)? {
+        let _pins = self.pin(elements);
+        let elements = self.unbound(last_of_each(elements)).await?;
+        if self.exists(id, &elements)? {
             return Ok(());
         }
-        self.put(id, Info { kind: Kind::Committed, elements: elements.to_vec(), parent: None }).await
+        self.put(id, Info { kind: Kind::Committed, elements, parent: None }).await
     }
 
     async fn prepare(&self, id: &SnapshotId, parent: Option<&SnapshotId>) -> Result<(), SnapshotError> {
@@ -530,13 +532,14 @@ impl Snapshotter for LocalSnapshotter {
         let mut batch = Batch::new();
         {
             let mut state = self.state.lock();
-            let base = if measure.bound || measure.opaque { &elements[..elements.len() - 1] } else { &[] };
+            let below = &elements[..elements.len() - 1];
+            let (bound, opaque) = (measure.bound && !below.is_empty(), measure.opaque && !below.is_empty());
             let record = Diff {
                 size: measure.size,
                 inodes: measure.inodes,
-                bound: measure.bound,
-                opaque: measure.opaque,
-                base: base.to_vec(),
+                bound,
+                opaque,
+                base: if bound || opaque { below.to_vec() } else { Vec::new() },
                 unsynced: Some(self.boot.clone()),
             };
             state.put_diff(diff, record, &mut batch);
@@ -556,8 +559,6 @@ impl Snapshotter for LocalSnapshotter {
         for part in parts {
             elements.extend(self.elements(part)?);
         }
-        let _pins = self.pin(&elements);
-        let elements = self.unbound(last_of_each(&elements)).await?;
         self.create(id, &elements).await
     }
 
@@ -571,8 +572,7 @@ impl Snapshotter for LocalSnapshotter {
         let above = self.elements(upper)?;
         let Some(rest) = above.strip_prefix(below.as_slice()) else { return Ok(false) };
         let _pins = self.pin(&above);
-        let elements = self.unbound(rest.to_vec()).await?;
-        self.create(id, &elements).await?;
+        self.create(id, rest).await?;
         Ok(true)
     }
 

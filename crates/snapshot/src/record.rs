@@ -28,7 +28,8 @@ pub(crate) struct Diff {
     /// Bytes on disk, once committed.
     pub size: u64,
     pub inodes: u64,
-    /// It has entries that only mean something on `base`: files whose data, or directories whose content, is below.
+    /// It has entries that only mean something on `base`: files whose data, or directories whose content, is below, and
+    /// directories that may be as they are there.
     #[serde(default)]
     pub bound: bool,
     /// It has directories that hide all that lies below them, which shall only be what is in `base`.

@@ -91,7 +91,8 @@ pub struct Usage {
 #[async_trait]
 pub trait Snapshotter: Send + Sync {
     /// Makes a committed snapshot of `elements`, lowest first. The layers' objects must be known to the engine; nothing
-    /// is fetched. The same list under the same name is no error.
+    /// is fetched. Of equal elements the last counts, and diffs that were made on something else do here what they did
+    /// there. The same list under the same name is no error.
     async fn create(&self, id: &SnapshotId, elements: &[Element]) -> Result<(), SnapshotError>;
 
     /// Makes an active snapshot on `parent` (on nothing: empty).

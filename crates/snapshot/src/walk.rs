@@ -300,15 +300,17 @@ pub(crate) struct Measure {
 }
 
 /// Measures a diff's directory. Blocks.
-pub(crate) fn measure(dir: &Path) -> Result<Measure, SnapshotError> {
+pub(crate) fn measure(root: &Path) -> Result<Measure, SnapshotError> {
     let mut measure = Measure::default();
     let mut linked = std::collections::HashSet::new();
-    let mut todo = vec![dir.to_owned()];
+    let mut todo = vec![root.to_owned()];
     while let Some(dir) = todo.pop() {
+        let mut empty = true;
         for entry in std::fs::read_dir(&dir).map_err(io_error("list", &dir))? {
             let entry = entry.map_err(io_error("list", &dir))?;
             let path = entry.path();
             let meta = std::fs::symlink_metadata(&path).map_err(io_error("stat", &path))?;
+            empty = false;
             if meta.nlink() > 1 && !meta.is_dir() && !linked.insert(meta.ino()) {
                 continue;
             }
@@ -322,6 +324,8 @@ pub(crate) fn measure(dir: &Path) -> Result<Measure, SnapshotError> {
                 measure.bound |= xattr(&path, "trusted.overlay.metacopy")?.is_some();
             }
         }
+        // A copy of one below, of which nothing may have changed: then it is no change elsewhere either.
+        measure.bound |= empty && dir != root && !is_opaque(&dir)?;
     }
     Ok(measure)
 }

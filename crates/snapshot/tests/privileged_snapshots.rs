@@ -155,6 +155,16 @@ async fn privileged_a_directory_that_was_made_anew_hides_only_what_it_replaced()
     assert_eq!(names(&bench.files("part").await), expected);
     bench.snapshots.merge(&id("whole"), &[id("mine"), id("changed")]).await.unwrap();
     assert_eq!(names(&bench.files("whole").await), expected);
+
+    // One that is as it was is no change.
+    bench
+        .step("nothing", Some("base"), |root| {
+            fs::write(root.join("d/passing"), "p").unwrap();
+            fs::remove_file(root.join("d/passing")).unwrap();
+        })
+        .await;
+    assert!(bench.snapshots.slice(&id("none"), Some(&id("base")), &id("nothing")).await.unwrap());
+    assert!(bench.files("none").await.is_empty());
     bench.close().await;
 }
 
