@@ -14,8 +14,10 @@ use tonic::{Request, Response, Status};
 use crate::content::ContentService;
 use crate::service::ControlService;
 
-/// How long calls that are under way may take when the daemon stops.
+/// How long builds may take to end when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long clients may take afterwards to hear of it and to leave: one that is frozen or cut off never does.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Takes the traces that every client sends, and keeps none.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ impl TraceService for Traces {
 /// Builds run in a child of `scope`.
 pub async fn serve(daemon: Arc<Daemon>, listeners: Vec<Listener>, scope: &Scope) {
     let builds = scope.child("calls");
-    let control = ControlService::new(daemon.clone(), builds);
+    let control = ControlService::new(daemon.clone(), builds.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let servers = listeners.into_iter().map(|listener| {
@@ -62,7 +64,14 @@ pub async fn serve(daemon: Arc<Daemon>, listeners: Vec<Listener>, scope: &Scope)
         () = scope.token().cancelled() => {}
     }
     // Builds are cancelled with the scope; their calls end with errors, and then the servers do.
-    if tokio::time::timeout(DRAIN, serving).await.is_err() {
-        tracing::warn!("calls were still under way after {DRAIN:?}");
+    let ended = async {
+        if let Err(still) = builds.close(DRAIN).await {
+            tracing::warn!("{still}");
+        }
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::select! {
+        _ = serving => {}
+        () = ended => tracing::warn!("clients that have not left are not waited for"),
     }
 }
