@@ -24,6 +24,9 @@ pub(crate) fn request(wire: wire::SolveRequest) -> Result<Request, Status> {
     if wire.proxy_network {
         return Err(Status::unimplemented("the proxy network is not supported by castor yet"));
     }
+    if wire.enable_session_exporter {
+        return Err(Status::unimplemented("exporters of the client's session are not supported by castor yet"));
+    }
     let mut exporters: Vec<ExporterRequest> = wire
         .exporters
         .into_iter()
@@ -191,5 +194,7 @@ mod tests {
         assert!(request(version).unwrap_err().message().contains("99"));
         let proxy = wire::SolveRequest { proxy_network: true, ..wire::SolveRequest::default() };
         assert!(request(proxy).is_err());
+        let exporter = wire::SolveRequest { enable_session_exporter: true, ..wire::SolveRequest::default() };
+        assert!(request(exporter).unwrap_err().message().contains("session"));
     }
 }
