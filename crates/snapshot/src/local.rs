@@ -523,8 +523,11 @@ impl Snapshotter for LocalSnapshotter {
             return Err(SnapshotError::State(format!("active snapshot {active} has no change of its own")));
         };
         let dir = self.diff_dir(diff);
+        let below = elements[..elements.len() - 1].to_vec();
+        let on_nothing = below.is_empty();
         let measure = castor_task::blocking(move || {
-            let measure = walk::measure(&dir.join("fs"))?;
+            let fs = dir.join("fs");
+            let measure = if on_nothing { walk::measure_on_nothing(&fs)? } else { walk::measure(&fs)? };
             let _ = std::fs::remove_dir_all(dir.join("work"));
             Ok::<_, SnapshotError>(measure)
         })
@@ -532,14 +535,12 @@ impl Snapshotter for LocalSnapshotter {
         let mut batch = Batch::new();
         {
             let mut state = self.state.lock();
-            let below = &elements[..elements.len() - 1];
-            let (bound, opaque) = (measure.bound && !below.is_empty(), measure.opaque && !below.is_empty());
             let record = Diff {
                 size: measure.size,
                 inodes: measure.inodes,
-                bound,
-                opaque,
-                base: if bound || opaque { below.to_vec() } else { Vec::new() },
+                bound: measure.bound,
+                opaque: measure.opaque,
+                base: if measure.bound || measure.opaque { below } else { Vec::new() },
                 unsynced: Some(self.boot.clone()),
             };
             state.put_diff(diff, record, &mut batch);

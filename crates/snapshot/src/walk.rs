@@ -301,6 +301,22 @@ pub(crate) struct Measure {
 
 /// Measures a diff's directory. Blocks.
 pub(crate) fn measure(root: &Path) -> Result<Measure, SnapshotError> {
+    walk_diff(root, &mut |_| Ok(()))
+}
+
+/// Measures the directory of a diff on nothing, whose directories hide nothing: overlayfs marks new ones all the same, and
+/// elsewhere they would. Blocks.
+pub(crate) fn measure_on_nothing(root: &Path) -> Result<Measure, SnapshotError> {
+    let measure = walk_diff(root, &mut |dir| {
+        rustix::fs::lremovexattr(dir, c"trusted.overlay.opaque").map_err(|e| io_error("unmark", dir)(e.into()))
+    })?;
+    Ok(Measure { bound: false, opaque: false, ..measure })
+}
+
+fn walk_diff(
+    root: &Path,
+    each_opaque: &mut dyn FnMut(&Path) -> Result<(), SnapshotError>,
+) -> Result<Measure, SnapshotError> {
     let mut measure = Measure::default();
     let mut linked = std::collections::HashSet::new();
     let mut todo = vec![root.to_owned()];
@@ -318,7 +334,10 @@ pub(crate) fn measure(root: &Path) -> Result<Measure, SnapshotError> {
             measure.size += meta.blocks() * 512;
             if meta.is_dir() {
                 measure.bound |= xattr(&path, "trusted.overlay.redirect")?.is_some();
-                measure.opaque |= is_opaque(&path)?;
+                if is_opaque(&path)? {
+                    each_opaque(&path)?;
+                    measure.opaque = true;
+                }
                 todo.push(path);
             } else if meta.is_file() {
                 measure.bound |= xattr(&path, "trusted.overlay.metacopy")?.is_some();

@@ -156,6 +156,11 @@ async fn privileged_a_directory_that_was_made_anew_hides_only_what_it_replaced()
     bench.snapshots.merge(&id("whole"), &[id("mine"), id("changed")]).await.unwrap();
     assert_eq!(names(&bench.files("whole").await), expected);
 
+    // What was made on nothing hides nothing.
+    bench.snapshots.merge(&id("on top"), &[id("changed"), id("mine")]).await.unwrap();
+    let expected = ["d", "d/mine", "d/new", "d/old", "fresh", "fresh/mine", "fresh/new"];
+    assert_eq!(names(&bench.files("on top").await), expected);
+
     // One that is as it was is no change.
     bench
         .step("nothing", Some("base"), |root| {
