@@ -1,4 +1,5 @@
-//! `make bench`: how long the hello build takes where the registry is far away.
+//! `make bench`: how long the hello build takes where the registry is far away. Arguments: the number of runs, and
+//! `--show` for the progress of each.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use castor_integration::scene::{self, STARGZ};
 use castor_testkit::{RealRegistry, Relay, RelayOptions};
 
 const NAME: &str = "go-base";
-/// Runs of each row; odd, so that one of them is in the middle.
+/// Runs of each row, unless the argument says otherwise; odd, so that one of them is in the middle.
 const RUNS: usize = 5;
 /// 200 Mbit/s.
 const BANDWIDTH: u64 = 25_000_000;
@@ -29,30 +30,28 @@ struct Bench {
     place: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
     registry: RealRegistry,
+    show: bool,
 }
 
 fn main() -> Result<()> {
+    let runs: usize = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(RUNS);
     let bench = Bench::new()?;
     let image = hello::facts(bench.registry.host(), NAME, "1")?;
     println!("image: {:.1} MB compressed, {:.1} MB uncompressed", mega(image.compressed), mega(image.uncompressed));
-    println!("link: {} Mbit/s, round trip {ROUND_TRIP:?}; medians of {RUNS}\n", BANDWIDTH * 8 / 1_000_000);
+    println!("link: {} Mbit/s, round trip {ROUND_TRIP:?}; medians of {runs}\n", BANDWIDTH * 8 / 1_000_000);
 
     let mut lazy = Vec::new();
     let mut local = Vec::new();
     let mut eager = Vec::new();
-    for run in 0..RUNS {
+    for run in 0..runs {
         // Interleaved, so that a slow minute of the machine is in all rows.
         let (cold, hot) = bench.lazy(run)?;
         lazy.push(cold);
         local.push(hot);
         eager.push(bench.eager(run)?);
-        eprintln!(
-            "run {} of {RUNS}: lazy {:.1?}, everything local {:.1?}, eager {:.1?}",
-            run + 1,
-            cold.time,
-            hot.time,
-            eager[run].time
-        );
+        let times = [cold, hot, eager[run]].map(|run| run.time.as_secs_f64());
+        let (run, [cold, hot, eager]) = (run + 1, times);
+        eprintln!("run {run} of {runs}: lazy {cold:.1} s, everything local {hot:.1} s, eager {eager:.1} s");
     }
     let local = median(&local);
     println!("| hello build                    | time    | over local | fetched  | requests |");
@@ -82,7 +81,8 @@ impl Bench {
         hello::push_base(&maker, &root, place.path(), &format!("{}/{NAME}:1", registry.host()))?;
         maker.stop()?;
         std::fs::remove_dir_all(place.path().join("maker")).context("remove the maker's state")?;
-        Ok(Self { place, runtime, registry })
+        let show = std::env::args().any(|argument| argument == "--show");
+        Ok(Self { place, runtime, registry, show })
     }
 
     /// A relay of its own for each run: its address is the image's name, which no daemon has seen.
@@ -129,8 +129,11 @@ impl Bench {
         let out = self.place.path().join("out");
         relay.reset();
         let begun = Instant::now();
-        build.clone().local_output(&out).run()?.success()?;
+        let built = build.clone().local_output(&out).run()?.success()?;
         let run = Run { time: begun.elapsed(), bytes: relay.bytes_down(), requests: relay.requests() };
+        if self.show {
+            eprintln!("{}", built.stderr);
+        }
         hello::greet(&out)?;
         std::fs::remove_dir_all(&out).context("remove the output")?;
         Ok(run)
