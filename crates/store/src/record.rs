@@ -124,7 +124,7 @@ pub(crate) enum Body {
     /// Several, stacked.
     Merge { parts: Vec<RecordId> },
     /// What the one has on top of the other.
-    Slice { lower: Option<RecordId>, upper: RecordId },
+    Slice { lower: Option<RecordId>, upper: Option<RecordId> },
 }
 
 impl Body {
@@ -134,7 +134,7 @@ impl Body {
                 parent.iter().cloned().collect()
             }
             Self::Merge { parts } => parts.clone(),
-            Self::Slice { lower, upper } => lower.iter().chain([upper]).cloned().collect(),
+            Self::Slice { lower, upper } => lower.iter().chain(upper).cloned().collect(),
         }
     }
 

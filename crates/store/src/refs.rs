@@ -305,12 +305,20 @@ impl ImmutableRef {
 
     /// The two snapshots whose comparison is the change of a [`PartKind::Change`] or [`PartKind::Difference`] record.
     pub async fn compared(&self, cx: &Cx) -> Result<(Option<SnapshotId>, Option<SnapshotId>), StoreError> {
-        let upper = match self.rec().map(|rec| rec.body()) {
-            Some(Body::Slice { upper, .. }) => self.other(&upper),
-            _ => None,
-        };
         let lower = Box::pin(self.lower().snapshot(cx)).await?;
-        let upper = Box::pin(upper.as_ref().unwrap_or(self).snapshot(cx)).await?;
+        let upper = match self.rec().map(|rec| rec.body()) {
+            Some(Body::Slice { upper: Some(upper), .. }) => match self.other(&upper) {
+                Some(upper) => Box::pin(upper.snapshot(cx)).await?,
+                None => return Err(StoreError::NotFound(upper)),
+            },
+            Some(Body::Slice { upper: None, .. }) => {
+                // All of the lower one is gone: that has to be compared with something.
+                let nothing = SnapshotId::new("nothing");
+                self.inner.config.snapshotter.create(&nothing, &[]).await?;
+                Some(nothing)
+            }
+            _ => Box::pin(self.snapshot(cx)).await?,
+        };
         Ok((lower, upper))
     }
 

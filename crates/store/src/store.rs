@@ -538,8 +538,8 @@ impl Store {
             return Ok(upper.clone());
         }
         let parts = above.strip_prefix(below.as_slice()).map(<[_]>::to_vec).unwrap_or_default();
-        let whole = (!lower.is_scratch()).then(|| lower.id().to_owned());
-        let body = Body::Slice { lower: whole, upper: upper.id().to_owned() };
+        let whole = |of: &ImmutableRef| (!of.is_scratch()).then(|| of.id().to_owned());
+        let body = Body::Slice { lower: whole(lower), upper: whole(upper) };
         let difference = parts.is_empty();
         let handle = self.inner.insert(new_row(body, parts, options))?;
         if difference {

@@ -111,7 +111,12 @@ async fn privileged_merges_and_diffs_move_lists_and_differences_keep_whiteouts()
     let again = lab.store.merge(&[merged.clone(), sliced.clone()], RecordOptions::default()).await.unwrap();
     assert_eq!(again.parts().len(), 3);
     assert!(!lab.files(&again).await.contains_key("gone"));
-    drop((base, upper, sliced, other, difference, merged, again, scratch));
+
+    // Down to nothing: all that was there goes, and nothing else.
+    let nothing = lab.store.diff(&base, &scratch, RecordOptions::described("nothing")).await.unwrap();
+    let left = lab.store.merge(&[other.clone(), nothing.clone()], RecordOptions::default()).await.unwrap();
+    assert_eq!(lab.files(&left).await, texts(&[("new", "n")]));
+    drop((base, upper, sliced, other, difference, merged, again, scratch, nothing, left));
     lab.settled(0).await;
     lab.close().await;
 }
