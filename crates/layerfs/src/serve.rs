@@ -37,7 +37,8 @@ use crate::fetch::Fetcher;
 /// times as long as it is since the last failure, and at least the shortest time: a program that goes on after an error,
 /// over thousands of files, must not wait the whole time for each, and one that comes later finds out anew.
 const IMPATIENCE: u32 = 3;
-const SHORTEST: Duration = Duration::from_millis(100);
+/// A chunk of the usual 4 MiB takes about this long over a slow link: a fetch that is well must not be called failed.
+const SHORTEST: Duration = Duration::from_millis(500);
 /// Largest read: EROFS's read-ahead.
 pub(crate) const MAX_READ: u32 = 1 << 20;
 /// Requests that may wait at the same time, of all layers.
@@ -74,7 +75,7 @@ impl Served {
     /// Waits until all of `range` is here, as long as is sensible now.
     pub(crate) async fn fetch(&self, fetcher: &Fetcher, range: Range<u64>) -> Result<(), String> {
         let failed = *self.failed.lock();
-        let patience = failed.map_or(self.deadline, |at| (at.elapsed() * IMPATIENCE).clamp(SHORTEST, self.deadline));
+        let patience = failed.map_or(self.deadline, |at| (at.elapsed() * IMPATIENCE).max(SHORTEST).min(self.deadline));
         let outcome = match tokio::time::timeout(patience, fetcher.need(range)).await {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),
             Err(_) if failed.is_some() => Err(format!("no answer within {patience:.1?}, and none to the read before")),

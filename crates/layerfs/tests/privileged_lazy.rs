@@ -58,13 +58,11 @@ async fn privileged_only_what_is_read_is_fetched() {
     }
     let fetched = source.sent() - tail;
     assert!(fetched < 5 * 12_000 * 6 / 5 + (560 << 10), "{fetched} bytes for five files");
-    let progress = layer.progress();
-    assert_eq!((progress.fetched, progress.requests), (source.sent(), source.requests() as u64));
 
-    // Twice the same is no request: the pages and the chunks are here.
-    let before = source.requests();
+    // Twice the same needs no request: the pages and the chunks are here.
+    source.faults.lock().down = true;
     assert_eq!(read(&tree, &name(900)).await.unwrap(), contents[900]);
-    assert_eq!(source.requests(), before);
+    source.faults.lock().down = false;
 
     // All of it: few requests, no byte twice, and then it is complete.
     for (number, content) in contents.iter().enumerate() {
@@ -74,6 +72,8 @@ async fn privileged_only_what_is_read_is_fetched() {
     assert!(source.requests() < 60, "{} requests", source.requests());
     layer.complete().await.unwrap();
     assert_eq!(layer.state(), LayerState::Complete);
+    let progress = layer.progress();
+    assert_eq!((progress.fetched, progress.requests), (source.sent(), source.requests() as u64));
     assert_eq!(layer.verified(), Some(blob.diff_id));
     assert!(bench.content.info(&blob.descriptor.digest).await.unwrap().is_some());
     drop(tree);
@@ -274,7 +274,7 @@ async fn privileged_a_registry_that_loses_its_ranges_sends_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_fetch_without_answer_is_an_error_in_time() {
-    let bench = Bench::with_deadline(Duration::from_millis(400)).await;
+    let bench = Bench::with_deadline(Duration::from_secs(2)).await;
     let (blob, contents) = many(600, 40_000);
     let source = Source::new(&blob);
     let layer = open(&bench, &source).await;
@@ -283,12 +283,19 @@ async fn privileged_a_fetch_without_answer_is_an_error_in_time() {
     source.faults.lock().stall = Some(middle..u64::MAX);
     let begun = Instant::now();
     assert_eq!(read(&tree, &name(500)).await.unwrap_err().raw_os_error(), Some(5));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert!(layer.take_errors()[0].cause.contains("no answer within 400ms"));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(layer.take_errors()[0].cause.contains("no answer within 2s"));
     // Others are not held up.
     assert_eq!(read(&tree, &name(1)).await.unwrap(), contents[1]);
     source.faults.lock().stall = None;
-    assert_eq!(read(&tree, &name(500)).await.unwrap(), contents[500]);
+    // A request that was sent while the source stalled is waited for by whoever comes next; it ends by its own deadline.
+    let content = loop {
+        match read(&tree, &name(500)).await {
+            Ok(content) => break content,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(60), "{error}"),
+        }
+    };
+    assert_eq!(content, contents[500]);
     drop((tree, layer));
     bench.engine.shutdown().await;
 }
