@@ -49,6 +49,7 @@ impl RootLock {
                 Err((_, errno)) => return Err(errno).with_context(|| format!("lock {}", path.display())),
             }
             // Before any thread exists there is nothing else to do, and a lock cannot be waited for with a limit.
+            #[expect(clippy::disallowed_methods, reason = "a lock that is waited for cannot be given up in time")]
             std::thread::sleep(Duration::from_millis(20));
         }
     }
