@@ -526,6 +526,8 @@ async fn privileged_terminals_and_signals() {
         use tokio::io::AsyncWriteExt as _;
         stdout.until("ready").await;
         sizes.send(WindowSize { rows: 33, columns: 111 }).await.unwrap();
+        // The line ends the process, which must have seen its new size before.
+        stdout.until("33 111").await;
         keyboard.write_all(b"hello\n").await.unwrap();
     });
     result.unwrap();
