@@ -8,7 +8,7 @@ use crate::Codec;
 use crate::footer::{TocLocation, check_zstd};
 
 /// Digest of the uncompressed TOC.
-pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+pub const TOC_DIGEST: &str = castor_oci::ANNOTATION_TOC_DIGEST;
 /// Digest of the compressed TOC, as the stargz-snapshotter writes it.
 pub const ZSTD_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
 /// Place of the TOC, as the stargz-snapshotter writes it.
