@@ -69,6 +69,7 @@ mod tests {
             platform: name.parse().unwrap(),
             reference: None,
             config: bytes::Bytes::new(),
+            attestations: Vec::new(),
         };
         BuildResult {
             platforms: names.iter().map(one).collect(),

@@ -23,7 +23,7 @@ pub use error::ExportError;
 pub use files::{LocalExporter, TarExporter};
 pub use image::ImageExporter;
 pub use options::{ImageOptions, OptionError};
-pub use result::{BuildResult, PlatformResult, ResultError};
+pub use result::{Attestation, BuildResult, PlatformResult, ResultError};
 
 /// What an export may use of the build it belongs to.
 #[derive(Debug, Clone)]

@@ -34,6 +34,22 @@ pub struct PlatformResult {
     pub reference: Option<ImmutableRef>,
     /// The image config; empty if the frontend gave none.
     pub config: Bytes,
+    /// What is attested of it, in the order it leaves in.
+    pub attestations: Vec<Attestation>,
+}
+
+/// A statement about the result for one platform, in in-toto's form without its subject: that is the result itself, which
+/// only the exporter can name (the manifest's digest, or the files').
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attestation {
+    /// What kind of statement it is: `https://slsa.dev/provenance/v1`.
+    pub predicate_type: String,
+    /// The statement, as JSON.
+    pub predicate: Bytes,
+    /// The name of its file where results leave as files: `provenance.json`.
+    pub path: String,
+    /// It is for images only, and no exporter need write it elsewhere.
+    pub inline_only: bool,
 }
 
 /// Why refs and metadata do not fit together.
@@ -92,7 +108,7 @@ impl BuildResult {
         let (id, platform) =
             named.map_or_else(|| (native.to_string(), native.clone()), |named| (named.id, named.platform));
         let config = config(&metadata, &id);
-        let only = PlatformResult { id, platform, reference, config };
+        let only = PlatformResult { id, platform, reference, config, attestations: Vec::new() };
         Ok(Self { platforms: vec![only], multi_platform: false, metadata })
     }
 
@@ -108,7 +124,13 @@ impl BuildResult {
                 // The same platform may stand there twice.
                 let reference = refs.get(&named.id).cloned().ok_or_else(|| ResultError::NoRef(named.id.clone()))?;
                 let config = config(&metadata, &named.id);
-                Ok(PlatformResult { id: named.id, platform: named.platform, reference, config })
+                Ok(PlatformResult {
+                    id: named.id,
+                    platform: named.platform,
+                    reference,
+                    config,
+                    attestations: Vec::new(),
+                })
             })
             .collect::<Result<_, ResultError>>()?;
         Ok(Self { platforms, multi_platform: true, metadata })
