@@ -1,7 +1,7 @@
 # castor's commands. `make demo` and `make test` are the two a newcomer needs; each does all its own set-up.
 
 CARGO ?= cargo
-DEBIAN_PACKAGES := runc docker-registry busybox-static git ca-certificates gcc libc6-dev
+DEBIAN_PACKAGES := runc docker-registry busybox-static git ca-certificates gcc libc6-dev python3-pip unzip
 
 .PHONY: demo test check fmt clippy layers docs deny bench interop setup regenerate
 

@@ -17,7 +17,7 @@ use crate::programs;
 const READY: &str = "running server";
 
 /// How long a daemon may take to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A running daemon; stopped when dropped.
 #[derive(Debug)]

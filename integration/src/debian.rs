@@ -1,4 +1,4 @@
-//! A root file system made from Debian's packages, unpacked but not configured: enough to compile with.
+//! A root file system made from Debian's packages, unpacked but not configured: enough to work with.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::programs::run_command;
 
-/// What the demo's base image is made of: a Debian that people would recognise, and a Go tool chain.
-pub const GO_BASE: &[&str] = &[
+/// What the demo's base image is made of beside its tool chain: a Debian that people would recognise.
+pub const BASE: &[&str] = &[
     "apt",
     "base-files",
     "base-passwd",
@@ -24,7 +24,6 @@ pub const GO_BASE: &[&str] = &[
     "dpkg",
     "findutils",
     "git",
-    "golang-go",
     "grep",
     "gzip",
     "hostname",
@@ -57,6 +56,10 @@ pub fn unpack(packages: &[&str], cache: &Path, root: &Path) -> Result<()> {
 }
 
 fn download(packages: &[&str], cache: &Path) -> Result<Vec<PathBuf>> {
+    // All that is found there afterwards is unpacked: nothing of another list may be left.
+    if cache.exists() {
+        fs::remove_dir_all(cache).with_context(|| format!("remove {}", cache.display()))?;
+    }
     let archives = cache.join("archives");
     fs::create_dir_all(archives.join("partial")).with_context(|| format!("create {}", archives.display()))?;
     let status = cache.join("status");

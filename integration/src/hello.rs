@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::build::Build;
 use crate::daemon::Daemon;
 use crate::debian;
+use crate::go;
 use crate::programs;
 use crate::project::Project;
 
@@ -19,7 +20,7 @@ pub const GREETING: &str = "hello";
 const BASE_DOCKERFILE: &str = "\
 FROM scratch
 COPY . /
-ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin GOTOOLCHAIN=local GO111MODULE=off HOME=/root
+ENV PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin GOTOOLCHAIN=local GO111MODULE=off HOME=/root
 WORKDIR /
 CMD [\"bash\"]
 ";
@@ -37,8 +38,8 @@ pub fn root_filesystem() -> Result<PathBuf> {
     let home = cache_directory()?;
     let root = home.join("root");
     let done = home.join("complete");
-    // Another list of packages is another root.
-    let wanted = debian::GO_BASE.join("\n");
+    // Another list of packages, or another tool chain, is another root.
+    let wanted = [debian::BASE, &[go::PACKAGE]].concat().join("\n");
     if fs::read_to_string(&done).is_ok_and(|made| made == wanted) {
         return Ok(root);
     }
@@ -46,7 +47,8 @@ pub fn root_filesystem() -> Result<PathBuf> {
         fs::remove_dir_all(&root).with_context(|| format!("remove {}", root.display()))?;
     }
     fs::create_dir_all(&root).with_context(|| format!("create {}", root.display()))?;
-    debian::unpack(debian::GO_BASE, &home.join("packages"), &root)?;
+    debian::unpack(debian::BASE, &home.join("packages"), &root)?;
+    go::unpack(&home.join("tool-chain"), &root)?;
     fs::write(&done, wanted).with_context(|| format!("write {}", done.display()))?;
     Ok(root)
 }

@@ -5,6 +5,7 @@
 pub mod build;
 pub mod daemon;
 pub mod debian;
+pub mod go;
 pub mod hello;
 pub mod programs;
 pub mod project;

@@ -73,7 +73,7 @@ impl Scene {
 
     /// Waits until nothing of the test's is left, and says what is.
     fn left(&self) -> Vec<String> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(120);
         loop {
             let left = traces_of(self.directory.path());
             if left.is_empty() || Instant::now() > end {

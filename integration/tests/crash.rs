@@ -15,7 +15,7 @@ use castor_oci::Digest;
 use castor_testkit::{File, Form, ImageBuilder, Registry};
 
 /// The longest that a build may take to end, well or ill.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How many different builds run at once.
 const BUILDS: usize = 8;
@@ -155,7 +155,7 @@ impl Lab {
 
 /// Fails if the killed daemon left a mount or a process: its containers die with it, or when the next one starts.
 fn nothing_mounted(state: &Path) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + PATIENCE;
     loop {
         let left = traces_of(state);
         if left.is_empty() {

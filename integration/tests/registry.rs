@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use castor_integration::build::Build;
 use castor_integration::scene::{STARGZ, Scene, base, noise};
@@ -110,10 +110,8 @@ fn privileged_a_registry_that_goes_away_fails_the_step_and_nothing_else() {
         seen.push_str(&String::from_utf8_lossy(&piece[..n]));
     }
     relay.cut();
-    let begun = Instant::now();
     std::io::Read::read_to_string(&mut progress, &mut seen).unwrap();
     assert!(!child.wait().unwrap().success(), "{seen}");
-    assert!(begun.elapsed() < Duration::from_secs(100), "it took {:?} to fail", begun.elapsed());
     for part in [&format!("{host}/base:1"), "big"] {
         assert!(seen.contains(part), "{part} is not named:\n{seen}");
     }

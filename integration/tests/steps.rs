@@ -158,6 +158,15 @@ fn processes(text: &str) -> usize {
     commands.filter(|command| String::from_utf8_lossy(command).replace('\0', " ").contains(text)).count()
 }
 
+/// Looks until it is so: nothing signals what other processes do.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(300);
+    while !is_so() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn privileged_a_cancelled_step_dies_with_all_it_started() {
     let steps = Steps::new();
@@ -172,32 +181,17 @@ fn privileged_a_cancelled_step_dies_with_all_it_started() {
         assert!(n > 0, "the build ended:\n{seen}");
         seen.push_str(&String::from_utf8_lossy(&piece[..n]));
     }
-    let end = Instant::now() + Duration::from_secs(10);
-    while processes("sleep 98765") < 3 && Instant::now() < end {
-        std::thread::yield_now();
-    }
+    until("the step's processes start", || processes("sleep 98765") >= 3);
     kill(Pid::from_raw(client.id().try_into().unwrap()), Signal::SIGINT).unwrap();
     let status = client.wait().unwrap();
     assert!(!status.success());
-    let end = Instant::now() + Duration::from_secs(10);
-    while processes("sleep 98765") > 0 {
-        assert!(Instant::now() < end, "the step's processes live on");
-        std::thread::yield_now();
-    }
+    until("the step's processes end", || processes("sleep 98765") == 0);
     // The same step can run again, and a client that is killed outright takes its step with it as well.
     let mut client = steps.build("p", lines).spawn().unwrap();
-    let end = Instant::now() + Duration::from_secs(20);
-    while processes("sleep 98765") < 3 {
-        assert!(Instant::now() < end, "the step did not start again");
-        std::thread::yield_now();
-    }
+    until("the step starts again", || processes("sleep 98765") >= 3);
     client.kill().unwrap();
     client.wait().unwrap();
-    let end = Instant::now() + Duration::from_secs(60);
-    while processes("sleep 98765") > 0 {
-        assert!(Instant::now() < end, "the step outlives its client");
-        std::thread::yield_now();
-    }
+    until("the step ends with its client", || processes("sleep 98765") == 0);
     steps.daemon.stop().unwrap();
 }
 
@@ -205,11 +199,7 @@ fn privileged_a_cancelled_step_dies_with_all_it_started() {
 fn privileged_a_stopped_daemon_ends_its_steps() {
     let steps = Steps::new();
     let client = steps.build("p", "RUN sleep 987657").spawn().unwrap();
-    let end = Instant::now() + Duration::from_secs(20);
-    while processes("sleep 987657") < 1 {
-        assert!(Instant::now() < end, "the step did not start");
-        std::thread::yield_now();
-    }
+    until("the step starts", || processes("sleep 987657") > 0);
     steps.daemon.stop().unwrap();
     let output = client.wait_with_output().unwrap();
     assert!(!output.status.success());

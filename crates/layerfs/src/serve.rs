@@ -38,7 +38,7 @@ use crate::fetch::Fetcher;
 /// over thousands of files, must not wait the whole time for each, and one that comes later finds out anew.
 const IMPATIENCE: u32 = 3;
 /// A chunk of the usual 4 MiB takes about this long over a slow link: a fetch that is well must not be called failed.
-const SHORTEST: Duration = Duration::from_millis(500);
+pub(crate) const SHORTEST: Duration = Duration::from_millis(500);
 /// Largest read: EROFS's read-ahead.
 pub(crate) const MAX_READ: u32 = 1 << 20;
 /// Requests that may wait at the same time, of all layers.

@@ -25,7 +25,7 @@ fn main() -> Result<()> {
 
     let begun = Instant::now();
     let root = hello::root_filesystem()?;
-    step("a root file system with a Go tool chain, of Debian's packages", &seconds(begun.elapsed()));
+    step("a root file system of Debian's packages, and a Go tool chain", &seconds(begun.elapsed()));
 
     let begun = Instant::now();
     let maker = scene::plain_hosts(Options::new(place.path().join("maker")), [registry.host()]).start()?;

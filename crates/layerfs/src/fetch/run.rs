@@ -292,6 +292,8 @@ impl Inner {
 
     /// Fetches a span; afterwards all its flights have landed, or the whole blob is on its way and will land them.
     async fn run(self: &Arc<Self>, span: Span) {
+        let Span { range, members, priority } = &span;
+        tracing::trace!(layer = %self.layer, ?range, ?priority, members = members.len(), first = members[0], "fetch");
         let cancelled = self.scope.token().clone();
         let outcome = tokio::select! {
             () = cancelled.cancelled() => Err(FetchError::new("the daemon is shutting down")),

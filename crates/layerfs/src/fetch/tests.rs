@@ -176,7 +176,8 @@ async fn who_reads_on_while_nothing_answers_waits_briefly() {
     assert!(outcome.is_err() && took >= Duration::from_secs(20), "{outcome:?} {took:?}");
     for chunk in 1..5 {
         let (outcome, took) = read(chunk).await;
-        assert!(outcome.is_err() && took < Duration::from_millis(200), "{outcome:?} {took:?}");
+        // The clock is the test's own: the next tick behind the shortest wait is the latest.
+        assert!(outcome.is_err() && took < crate::serve::SHORTEST * 2, "{outcome:?} {took:?}");
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     let (outcome, took) = read(4).await;
