@@ -296,6 +296,16 @@ impl Disk {
         batch.delete(INGESTS, reference);
     }
 
+    /// Bytes on disk of an ingest.
+    pub fn ingest_space(&self, reference: &str) -> Result<u64, Error> {
+        use std::os::unix::fs::MetadataExt;
+        match fs::metadata(self.ingest_path(reference)) {
+            Ok(meta) => Ok(meta.blocks() * 512),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(Error::io("stat ingest", reference)(e)),
+        }
+    }
+
     /// Removes the data of an ingest that nobody holds; returns the bytes that this freed.
     pub fn remove_ingest(&self, reference: &str) -> Result<u64, Error> {
         let mut batch = Batch::new();

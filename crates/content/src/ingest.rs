@@ -207,21 +207,40 @@ impl Ingest {
     /// Drops it and its bytes.
     pub async fn discard(&self) -> Result<(), Error> {
         let state = Arc::clone(&self.state);
-        blocking(move || {
-            // Locks are always taken in this order: an ingest's `busy`, then the store's `gc`, `open`, `records`.
-            let _alone = state.busy.write();
-            let mut open = state.disk.open.lock();
-            state.check()?;
-            state.here.lock().ended = Some("discarded");
-            open.remove(&state.reference);
-            state.disk.remove_ingest(&state.reference)?;
-            Ok(())
-        })
-        .await
+        blocking(move || state.discard().map(drop)).await
+    }
+
+    /// Drops the ingest `reference`, open or not. Returns the bytes on disk that this freed. Blocks.
+    pub(crate) fn discard_named(disk: &Arc<Disk>, reference: &str) -> Result<u64, Error> {
+        loop {
+            let state = {
+                let open = disk.open.lock();
+                match open.get(reference).and_then(std::sync::Weak::upgrade) {
+                    Some(state) if state.here.lock().ended.is_none() => state,
+                    // Nobody opens it while the lock is held.
+                    _ => return disk.remove_ingest(reference),
+                }
+            };
+            match state.discard() {
+                // It became a blob meanwhile, or was discarded by another.
+                Err(Error::Ended { .. }) => {}
+                outcome => return outcome,
+            }
+        }
     }
 }
 
 impl IngestState {
+    fn discard(&self) -> Result<u64, Error> {
+        // Locks are always taken in this order: an ingest's `busy`, then the store's `gc`, `open`, `records`.
+        let _alone = self.busy.write();
+        let mut open = self.disk.open.lock();
+        self.check()?;
+        self.here.lock().ended = Some("discarded");
+        open.remove(&self.reference);
+        self.disk.remove_ingest(&self.reference)
+    }
+
     fn check(&self) -> Result<(), Error> {
         match self.here.lock().ended {
             Some(state) => Err(Error::Ended { reference: self.reference.clone(), state }),

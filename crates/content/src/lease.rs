@@ -64,6 +64,9 @@ pub trait Leases: Send + Sync + 'static {
 
     /// All leases.
     async fn leases(&self) -> Result<Vec<Lease>, Error>;
+
+    /// What all leases hold, by the lease's name. Those that are over may be among them.
+    async fn held(&self) -> Result<Vec<(String, Resource)>, Error>;
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -73,6 +73,13 @@ pub trait ContentStore: Send + Sync + 'static {
     /// The ingest named `reference`, resumed where it was or begun; `expected` says what it will become.
     async fn ingest(&self, reference: &str, expected: &Descriptor) -> Result<Ingest, Error>;
 
+    /// Bytes on disk of the ingest `reference`; 0 if there is none.
+    async fn ingest_space(&self, reference: &str) -> Result<u64, Error>;
+
+    /// Drops the ingest `reference` and its bytes, if there is one, also where it is open. Returns the bytes on disk that
+    /// this freed.
+    async fn discard(&self, reference: &str) -> Result<u64, Error>;
+
     /// A writer that appends and hashes as it goes; begins anew each time.
     async fn writer(&self) -> Result<Writer, Error>;
 

@@ -153,6 +153,16 @@ impl ContentStore for Local {
         self.run(move |disk| Ingest::open(disk, &reference, &expected)).await
     }
 
+    async fn ingest_space(&self, reference: &str) -> Result<u64, Error> {
+        let reference = reference.to_owned();
+        self.run(move |disk| disk.ingest_space(&reference)).await
+    }
+
+    async fn discard(&self, reference: &str) -> Result<u64, Error> {
+        let reference = reference.to_owned();
+        self.run(move |disk| Ingest::discard_named(disk, &reference)).await
+    }
+
     async fn writer(&self) -> Result<Writer, Error> {
         self.run(Writer::new).await
     }
@@ -256,6 +266,15 @@ impl Leases for Local {
                 }
             }
             Ok(leases)
+        })
+        .await
+    }
+
+    async fn held(&self) -> Result<Vec<(String, Resource)>, Error> {
+        self.run(|disk| {
+            let keys = disk.db.scan_prefix(RESOURCES, b"")?;
+            let parsed = keys.iter().filter_map(|(key, _)| parse_resource_key(key));
+            Ok(parsed.map(|(lease, resource)| (lease.to_owned(), resource)).collect())
         })
         .await
     }

@@ -367,7 +367,7 @@ async fn writers_collectors_and_ingests_do_not_wait_for_each_other_for_ever() {
             }
         });
     }
-    tokio::time::timeout(Duration::from_secs(60), tasks.join_all()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(300), tasks.join_all()).await.unwrap();
     assert_eq!(f.store.collect(&[]).await.unwrap().blobs.len(), 0);
     assert_eq!(f.store.walk().await.unwrap().len(), 30);
 }
@@ -399,4 +399,24 @@ proptest! {
         prop_assert_eq!(set.missing(asked.clone()).into_iter().flatten().collect::<Vec<_>>(), missing.clone());
         prop_assert_eq!(set.contains(asked), missing.is_empty());
     }
+}
+
+#[tokio::test]
+async fn an_ingest_is_dropped_by_name_wherever_it_is() {
+    let f = Fixture::new().await;
+    let bytes = noise(200_000);
+    assert_eq!((f.store.ingest_space("layer").await.unwrap(), f.store.discard("layer").await.unwrap()), (0, 0));
+
+    let open = f.store.ingest("layer", &describe(&bytes)).await.unwrap();
+    open.write_at(0, &bytes[..100_000]).unwrap();
+    let space = f.store.ingest_space("layer").await.unwrap();
+    assert!((100_000..200_000).contains(&space), "{space}");
+    assert_eq!(f.store.discard("layer").await.unwrap(), space);
+    assert!(matches!(open.write_at(0, b"x"), Err(Error::Ended { .. })), "whoever has it open learns of it");
+    let again = f.store.ingest("layer", &describe(&bytes)).await.unwrap();
+    assert_eq!(again.present(), 0);
+    again.write_at(0, &bytes).unwrap();
+    drop((open, again));
+    assert!(f.store.discard("layer").await.unwrap() >= 200_000, "also where nobody has it open");
+    assert_eq!((f.store.ingests().await.unwrap(), f.files("ingest")), (vec![], 0));
 }
