@@ -18,6 +18,12 @@ pub const ZSTD_CHECKSUM_CONTAINERS: &str = "io.github.containers.zstd-chunked.ma
 /// Place of the TOC, as containers/storage writes it.
 pub const ZSTD_POSITION_CONTAINERS: &str = "io.github.containers.zstd-chunked.manifest-position";
 
+/// In the descriptor of a layer that asks to be used although nothing verifies it (stargz of CRFS); it counts only where the
+/// configuration allows it.
+pub const SKIP_VERIFY: &str = "containerd.io/snapshot/remote/stargz.skipverify";
+/// In the descriptor of an external TOC: the digest of the layer that it belongs to.
+pub const TOC_OF_LAYER: &str = "containerd.io/snapshot/stargz/layer.digest";
+
 /// What a TOC is verified by: all that is given must be right, and one must be given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct TocDigests {

@@ -132,6 +132,9 @@ pub fn decode(location: &TocLocation, compressed: &[u8], expected: &TocDigests) 
 
 /// The JSON bytes of a TOC that is a blob of its own (a gzipped tar), checked by `expected`.
 pub fn decode_external(blob: &[u8], expected: &TocDigests) -> Result<Vec<u8>, TocError> {
+    if let Some(expected) = expected.compressed {
+        check(expected, blob)?;
+    }
     let json = untar(blob)?;
     if let Some(expected) = expected.uncompressed {
         check(expected, &json)?;
