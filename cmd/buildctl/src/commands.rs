@@ -127,6 +127,30 @@ const DEBUG: Command = Command {
             ..Command::new("workers", "list workers")
         },
         Command { flags: &[FORMAT], ..Command::new("info", "display internal information") },
+        Command {
+            flags: &[
+                flag("completed", Kind::Bool, "show completed builds"),
+                flag("ref", Kind::Text, "show events for a specific build"),
+            ],
+            ..Command::new("monitor", "display build events")
+        },
+        Command {
+            flags: &[
+                Flag { default: "auto", ..flag("progress", Kind::Text, "progress output type") },
+                flag("trace", Kind::Bool, "show opentelemetry trace"),
+            ],
+            ..Command::new("logs", "display build logs")
+        },
+        Command {
+            flags: &[
+                flag("pin", Kind::Bool, "Pin build so it will not be garbage collected"),
+                flag("unpin", Kind::Bool, "Unpin build so it will be garbage collected"),
+                flag("delete", Kind::Bool, "Delete build record"),
+            ],
+            ..Command::new("ctl", "control build records")
+        },
+        Command::new("get", "retrieve a blob from contentstore"),
+        Command { flags: &[FORMAT], ..Command::new("histories", "list build records") },
     ],
     ..Command::new("debug", "debug utilities")
 };

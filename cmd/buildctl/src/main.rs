@@ -7,6 +7,7 @@ mod data;
 mod failure;
 mod flags;
 mod gotime;
+mod history;
 mod log;
 mod options;
 mod records;
@@ -90,9 +91,12 @@ async fn command(path: &[&str], target: &Target, values: &Values, cancel: &Cance
         match path {
             ["du"] => records::usage(&connect("failed to call diskusage").await?, values).await,
             ["prune"] => records::prune(&connect("failed to call prune").await?, values).await,
-            ["prune-histories"] => {
-                bail!("prune-histories: build histories are not supported by this client")
-            }
+            ["prune-histories"] => history::prune(target, values).await,
+            ["debug", "histories"] => history::list(target, values).await,
+            ["debug", "logs"] => history::logs(target, values).await,
+            ["debug", "get"] => history::get(target, values).await,
+            ["debug", "ctl"] => history::control(target, values).await,
+            ["debug", "monitor"] => history::monitor(target, values).await,
             ["debug", "workers"] => workers::workers(&connect("failed to list workers").await?, values).await,
             ["debug", "info"] => workers::info(&connect("failed to call info").await?, values).await,
             ["dial-stdio"] => stdio::dial(target).await,
@@ -109,25 +113,23 @@ async fn command(path: &[&str], target: &Target, values: &Values, cancel: &Cance
     }
 }
 
-/// The first signal ends what is done in order, the third one at once.
-#[expect(clippy::disallowed_methods)] // Whoever asks three times does not want to wait for anything.
+/// The first signal ends what is done in order, the second one at once.
+#[expect(clippy::disallowed_methods)] // Whoever asks twice does not want to wait for anything.
 async fn cancel_on_signals(cancel: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return;
     };
-    for _ in 0..2 {
+    let mut signal = async || {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        cancel.cancel();
-    }
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    };
+    signal().await;
+    cancel.cancel();
+    signal().await;
     std::process::exit(1);
 }
 

@@ -21,7 +21,7 @@ pub enum ClientError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// It cannot be reached.
-    #[error("{context}: Unavailable: {}", Dialing(error))]
+    #[error("{}Unavailable: {}", Context(context), Dialing(error))]
     Dial {
         /// What was asked of it.
         context: &'static str,
@@ -287,17 +287,6 @@ impl Client {
             min_free_space: options.min_free_space,
         };
         let response = self.control().prune(request).await.map_err(ClientError::call(CONTEXT))?;
-        Ok(response.into_inner().map_err(|status| ClientError::call(CONTEXT)(status)))
-    }
-
-    /// The records of past and running builds.
-    pub async fn histories(
-        &self,
-        request: control::BuildHistoryRequest,
-    ) -> Result<impl Stream<Item = Result<control::BuildHistoryEvent, ClientError>> + use<>, ClientError> {
-        use futures::TryStreamExt as _;
-        const CONTEXT: &str = "failed to list build histories";
-        let response = self.control().listen_build_history(request).await.map_err(ClientError::call(CONTEXT))?;
         Ok(response.into_inner().map_err(|status| ClientError::call(CONTEXT)(status)))
     }
 }

@@ -10,6 +10,13 @@ pub fn exact(bytes: i64) -> String {
     format(bytes, |value| value.to_string())
 }
 
+/// A digest with as much of it as people compare: `sha256:0123456789ab`.
+pub fn short_digest(digest: &str) -> &str {
+    const DIGITS: usize = 12;
+    let begin = digest.find(':').map_or(0, |colon| colon + 1);
+    digest.get(..begin + DIGITS).unwrap_or(digest)
+}
+
 fn format(bytes: i64, print: impl Fn(f64) -> String) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut unit = 0;
@@ -35,5 +42,12 @@ mod tests {
         assert_eq!(exact(1500), "1.5kB");
         assert_eq!(exact(20_000_000_000), "20GB");
         assert_eq!(rounded(i64::MAX), "9.22EB");
+    }
+
+    #[test]
+    fn digests() {
+        assert_eq!(short_digest("sha256:0123456789abcdef"), "sha256:0123456789ab");
+        assert_eq!(short_digest("sha256:01"), "sha256:01");
+        assert_eq!(short_digest(""), "");
     }
 }

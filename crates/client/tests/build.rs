@@ -216,7 +216,7 @@ async fn stage(plot: Plot) -> (Arc<Daemon>, Client, tempfile::TempDir) {
         .add_service(ControlServer::from_arc(daemon.clone()))
         .add_service(LlbBridgeServer::from_arc(daemon.clone()));
     tokio::spawn(server.serve_with_incoming(listener.incoming()));
-    let target = Target { address: address.to_string(), tls: None, timeout: Duration::from_secs(10), wait: false };
+    let target = Target { address: address.to_string(), tls: None, timeout: Duration::from_secs(300), wait: false };
     let client = Client::connect(&target, "test").await.unwrap();
     (daemon, client, dir)
 }
@@ -297,7 +297,7 @@ async fn a_cancelled_build_is_cancelled_at_the_daemon() {
     });
     assert_eq!(built.unwrap_err().to_string(), "failed to solve: Canceled: context canceled");
     // The daemon's call was dropped, and with it whatever it was doing.
-    tokio::time::timeout(Duration::from_secs(10), daemon.ended.cancelled()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(300), daemon.ended.cancelled()).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! Drawing the progress of a build.
 
+mod lazy;
 mod plain;
+mod rate;
 mod trace;
 mod tty;
 
@@ -9,6 +11,7 @@ use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::status::{SolveStatus, VertexWarning, go_json};
@@ -16,7 +19,7 @@ use crate::status::{SolveStatus, VertexWarning, go_json};
 /// How progress is drawn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// On a terminal in place, else as lines.
+    /// On a terminal in place, else as lines; as lines also on one that cannot move its cursor (`TERM=dumb`).
     #[default]
     Auto,
     /// In place; an error where there is no terminal.
@@ -61,6 +64,7 @@ pub struct Display<W> {
     out: W,
     limit: Duration,
     last_drawn: Option<Instant>,
+    layers: lazy::Summary,
 }
 
 enum Kind {
@@ -78,23 +82,24 @@ impl<W: Write + AsFd + IsTerminal> Display<W> {
             _ => mode,
         };
         let terminal = out.is_terminal();
+        let draws = mode == Mode::Tty || std::env::var_os("TERM").is_none_or(|name| name != "dumb");
         let kind = match mode {
             Mode::Tty if !terminal => return Err(ModeError::NoTerminal),
-            Mode::Auto | Mode::Tty if terminal => {
-                Kind::Tty(Box::new((trace::Trace::with_output(), tty::Screen::new())))
+            Mode::Auto | Mode::Tty if terminal && draws => {
+                Kind::Tty(Box::new((trace::Trace::live(tty::output_lines()), tty::Screen::new())))
             }
             Mode::Auto | Mode::Tty | Mode::Plain => Kind::plain(),
             Mode::RawJson => Kind::RawJson,
             Mode::Quiet => Kind::Quiet,
         };
-        Ok(Self { kind, out, limit: rate().1, last_drawn: None })
+        Ok(Self { kind, out, limit: intervals().1, last_drawn: None, layers: lazy::Summary::default() })
     }
 }
 
 impl<W: Write> Display<W> {
     /// A display of lines that draws on anything.
     pub fn plain(out: W) -> Self {
-        Self { kind: Kind::plain(), out, limit: rate().1, last_drawn: None }
+        Self { kind: Kind::plain(), out, limit: intervals().1, last_drawn: None, layers: lazy::Summary::default() }
     }
 
     /// What it draws on.
@@ -108,7 +113,11 @@ impl<W: Write> Display<W> {
         W: AsFd,
     {
         let mut warnings = Vec::new();
-        let mut ticker = tokio::time::interval(rate().0);
+        let mut ticker = tokio::time::interval(intervals().0);
+        let mut resized = match self.kind {
+            Kind::Tty(_) => signal(SignalKind::window_change()).ok(),
+            _ => None,
+        };
         loop {
             tokio::select! {
                 update = updates.recv() => {
@@ -118,6 +127,7 @@ impl<W: Write> Display<W> {
                     ticker.reset();
                 }
                 _ = ticker.tick() => self.refresh()?,
+                () = next(&mut resized) => self.refresh()?,
             }
         }
         self.finish()?;
@@ -129,6 +139,7 @@ impl<W: Write> Display<W> {
     where
         W: AsFd,
     {
+        self.layers.update(&status);
         match &mut self.kind {
             Kind::Tty(state) => state.0.update(status),
             Kind::Plain(state) => state.0.update(status),
@@ -165,7 +176,7 @@ impl<W: Write> Display<W> {
         self.out.flush()
     }
 
-    /// Draws for the last time, with the output of steps that failed.
+    /// Draws for the last time, with what was fetched of lazy layers and the output of steps that failed.
     pub fn finish(&mut self) -> io::Result<()>
     where
         W: AsFd,
@@ -174,11 +185,17 @@ impl<W: Write> Display<W> {
             Kind::Tty(state) => {
                 let (trace, screen) = &mut **state;
                 screen.draw(trace, &mut self.out, true)?;
+                if !self.layers.is_empty() {
+                    writeln!(self.out, "{}", self.layers)?;
+                }
                 trace.print_errors(&mut self.out)?;
             }
             Kind::Plain(state) => {
                 let (trace, printer) = &mut **state;
                 printer.print(trace, &mut self.out)?;
+                if !self.layers.is_empty() {
+                    writeln!(self.out, "\n{}", self.layers)?;
+                }
                 trace.print_errors(&mut self.out)?;
             }
             Kind::RawJson | Kind::Quiet => {}
@@ -193,8 +210,18 @@ impl Kind {
     }
 }
 
+/// The next signal; for ever where there are none.
+async fn next(signal: &mut Option<Signal>) {
+    if let Some(signal) = signal
+        && signal.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
 /// How often is drawn when nothing happens, and at most when something does; `TTY_DISPLAY_RATE` (milliseconds) sets both.
-fn rate() -> (Duration, Duration) {
+fn intervals() -> (Duration, Duration) {
     let set = std::env::var("TTY_DISPLAY_RATE").ok().and_then(|text| text.parse::<u64>().ok());
     match set {
         Some(milliseconds) => (Duration::from_millis(milliseconds.max(1)), Duration::from_millis(milliseconds)),

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use castor_progress::Timestamp;
 
+use super::rate::Rate;
+use super::tty::Window;
 use crate::status::{SolveStatus, Vertex, VertexStatus, VertexWarning};
 
 /// Lines of a step that are shown again when it has failed.
@@ -104,8 +106,10 @@ pub struct Node {
     pub hidden: bool,
     /// The steps of a group.
     members: Option<BTreeMap<String, Vertex>>,
-    /// All that it printed, for displays that show the end of it while it runs.
-    pub output: Vec<u8>,
+    /// The end of what it printed, for displays that show it while it runs.
+    pub window: Option<Window>,
+    /// How fast pieces of work go on, for the same displays.
+    pub rates: HashMap<String, Rate>,
 }
 
 impl Node {
@@ -190,14 +194,14 @@ pub struct Trace {
     pub started: Option<Timestamp>,
     /// How far the daemon's clock is behind ours, in seconds.
     pub clock_lag: Option<f64>,
-    /// Displays that show the output of running steps keep it all.
-    keep_output: bool,
+    /// For displays that are drawn in place: so many lines of what a running step prints are kept.
+    window: Option<usize>,
 }
 
 impl Trace {
-    /// One that keeps all that steps print.
-    pub fn with_output() -> Self {
-        Self { keep_output: true, ..Self::default() }
+    /// One that keeps the last lines that steps print, and knows how fast work goes on.
+    pub fn live(lines: usize) -> Self {
+        Self { window: Some(lines), ..Self::default() }
     }
 
     pub fn node(&self, index: usize) -> &Node {
@@ -340,6 +344,11 @@ impl Trace {
             node.statuses.push(status.id.clone());
         }
         node.updated.insert(status.id.clone());
+        if self.window.is_some() {
+            let now = Instant::now();
+            let rate = node.rates.entry(status.id.clone()).or_insert_with(|| Rate::new(status.current, now));
+            rate.update(status.current, now);
+        }
         node.by_id.insert(status.id.clone(), status);
         node.count_news();
         self.updates.insert(index);
@@ -347,10 +356,10 @@ impl Trace {
 
     fn log(&mut self, log: &crate::status::VertexLog) {
         let Some(&index) = self.by_digest.get(&log.vertex) else { return };
-        let keep_output = self.keep_output;
+        let window = self.window;
         let node = &mut self.nodes[index];
-        if keep_output {
-            node.output.extend_from_slice(&log.data);
+        if let Some(lines) = window {
+            node.window.get_or_insert_with(|| Window::new(lines)).feed(&log.data);
         }
         let seconds = node.last_interval().map_or(0.0, |interval| seconds_between(interval.start, log.timestamp));
         let complete = log.data.last() == Some(&b'\n');
