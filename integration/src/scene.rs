@@ -73,16 +73,12 @@ impl Scene {
 
     /// Waits until nothing of the test's is left, and says what is.
     fn left(&self) -> Vec<String> {
-        let end = Instant::now() + Duration::from_secs(120);
-        loop {
-            let left = traces_of(self.directory.path());
-            if left.is_empty() || Instant::now() > end {
-                return left;
-            }
-            // Nothing signals the end of an orphan: look again.
-            #[allow(clippy::disallowed_methods)]
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut left = Vec::new();
+        comes_true(|| {
+            left = traces_of(self.directory.path());
+            left.is_empty()
+        });
+        left
     }
 }
 
@@ -105,6 +101,23 @@ impl Drop for Scene {
         let left = self.left();
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
+}
+
+/// Looks until it is so, but not for ever; whether it came true.
+///
+/// For what nothing signals: the end of an orphan, the start of a process in a container.
+pub fn comes_true(mut is_so: impl FnMut() -> bool) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(300);
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        if Instant::now() > end {
+            return false;
+        }
+        // Whoever looks without a pause takes the processor from what it waits for.
+        #[allow(clippy::disallowed_methods)]
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
 }
 
 /// A new directory under `target`, removed on drop: on a disk, which `/tmp` need not be.

@@ -4,12 +4,12 @@
 
 use std::path::Path;
 use std::sync::mpsc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use castor_integration::build::{Build, Running};
 use castor_integration::daemon::{Daemon, Options};
 use castor_integration::project::Project;
-use castor_integration::scene::{STARGZ, Scene, busybox, noise, traces_of};
+use castor_integration::scene::{STARGZ, Scene, busybox, comes_true, noise, traces_of};
 use castor_integration::tree::Tree;
 use castor_oci::Digest;
 use castor_testkit::{File, Form, ImageBuilder, Registry};
@@ -155,15 +155,12 @@ impl Lab {
 
 /// Fails if the killed daemon left a mount or a process: its containers die with it, or when the next one starts.
 fn nothing_mounted(state: &Path) {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let left = traces_of(state);
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < end, "left behind: {left:#?}");
-        pass(Duration::from_millis(20));
-    }
+    let mut left = Vec::new();
+    let gone = comes_true(|| {
+        left = traces_of(state);
+        left.is_empty()
+    });
+    assert!(gone, "left behind: {left:#?}");
 }
 
 /// A daemon that dies at `place` while eight builds, one of them a push, run on it; then one that does not.

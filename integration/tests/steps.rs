@@ -3,11 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Read;
-use std::time::{Duration, Instant};
 
 use castor_integration::build::Build;
 use castor_integration::daemon::Daemon;
-use castor_integration::scene::{Scene, base};
+use castor_integration::scene::{Scene, base, comes_true};
 use castor_testkit::{File, Form, Registry};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -158,15 +157,6 @@ fn processes(text: &str) -> usize {
     commands.filter(|command| String::from_utf8_lossy(command).replace('\0', " ").contains(text)).count()
 }
 
-/// Looks until it is so: nothing signals what other processes do.
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(300);
-    while !is_so() {
-        assert!(Instant::now() < end, "waited in vain: {what}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn privileged_a_cancelled_step_dies_with_all_it_started() {
     let steps = Steps::new();
@@ -181,17 +171,17 @@ fn privileged_a_cancelled_step_dies_with_all_it_started() {
         assert!(n > 0, "the build ended:\n{seen}");
         seen.push_str(&String::from_utf8_lossy(&piece[..n]));
     }
-    until("the step's processes start", || processes("sleep 98765") >= 3);
+    assert!(comes_true(|| processes("sleep 98765") >= 3), "the step's processes do not start");
     kill(Pid::from_raw(client.id().try_into().unwrap()), Signal::SIGINT).unwrap();
     let status = client.wait().unwrap();
     assert!(!status.success());
-    until("the step's processes end", || processes("sleep 98765") == 0);
+    assert!(comes_true(|| processes("sleep 98765") == 0), "the step's processes live on");
     // The same step can run again, and a client that is killed outright takes its step with it as well.
     let mut client = steps.build("p", lines).spawn().unwrap();
-    until("the step starts again", || processes("sleep 98765") >= 3);
+    assert!(comes_true(|| processes("sleep 98765") >= 3), "the step did not start again");
     client.kill().unwrap();
     client.wait().unwrap();
-    until("the step ends with its client", || processes("sleep 98765") == 0);
+    assert!(comes_true(|| processes("sleep 98765") == 0), "the step outlives its client");
     steps.daemon.stop().unwrap();
 }
 
@@ -199,7 +189,7 @@ fn privileged_a_cancelled_step_dies_with_all_it_started() {
 fn privileged_a_stopped_daemon_ends_its_steps() {
     let steps = Steps::new();
     let client = steps.build("p", "RUN sleep 987657").spawn().unwrap();
-    until("the step starts", || processes("sleep 987657") > 0);
+    assert!(comes_true(|| processes("sleep 987657") > 0), "the step did not start");
     steps.daemon.stop().unwrap();
     let output = client.wait_with_output().unwrap();
     assert!(!output.status.success());

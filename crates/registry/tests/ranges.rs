@@ -84,7 +84,8 @@ async fn connections_are_used_again() {
         let body = reader.range(at * 1000..at * 1000 + 70_000, Priority::OnDemand).await.unwrap();
         assert!(body.collect().await.unwrap() == bytes[at as usize * 1000..at as usize * 1000 + 70_000]);
     }
-    assert_eq!(relay.connections(), 1, "also after a 401 and a 503");
+    // One each for the 401 and the 503 would be three. One is allowed: an answer whose end is late is not waited for.
+    assert!(relay.connections() <= 2, "{} connections for ten answers", relay.connections());
 }
 
 #[tokio::test]
@@ -136,16 +137,17 @@ async fn stalls_are_noticed_and_resumed() {
 
 #[tokio::test]
 async fn a_registry_that_always_stalls_is_an_error_not_a_hang() {
-    let blob = Blob { client: Client::new(impatient()).unwrap(), ..Blob::new().await };
+    let hasty = Config { max_attempts: 2, ..impatient() };
+    let blob = Blob { client: Client::new(hasty).unwrap(), ..Blob::new().await };
     blob.registry.fault(blob.on(), Fault::Stall(0));
     let error = blob.range(0..10).await.unwrap_err();
     assert!(matches!(error, Error::Stalled { .. }), "{error}");
-    assert!(error.to_string().contains("no data for 0.3 s"), "{error}");
+    assert!(error.to_string().contains("no data for 1 s"), "{error}");
     blob.registry.heal();
     blob.registry.fault(blob.on(), Fault::Silence);
     assert!(matches!(blob.range(0..10).await.unwrap_err(), Error::Stalled { .. }));
     // Each attempt that brings bytes counts anew: slow progress is progress.
-    blob.registry.heal();
+    let blob = Blob::new().await;
     blob.registry.fault(blob.on(), Fault::Cut(70_000));
     blob.check(0..SIZE as u64).await;
 }

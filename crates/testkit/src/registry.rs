@@ -130,6 +130,8 @@ pub struct Logged {
 pub struct RegistryBuilder {
     auth: Auth,
     signed: Option<Duration>,
+    /// What is said of a token's life, if not the truth.
+    announced: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -301,6 +303,13 @@ impl RegistryBuilder {
     #[must_use]
     pub fn auth(mut self, auth: Auth) -> Self {
         self.auth = auth;
+        self
+    }
+
+    /// Says of each token that it is good for `lifetime`, whatever it is.
+    #[must_use]
+    pub fn announce_lifetime(mut self, lifetime: Duration) -> Self {
+        self.announced = Some(lifetime);
         self
     }
 

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tonic::service::Routes;
 use tonic::transport::Channel;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(300);
 
 fn health() -> Routes {
     Routes::new(tonic_health::server::health_reporter().1)

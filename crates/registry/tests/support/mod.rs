@@ -20,11 +20,11 @@ pub fn config() -> Config {
     }
 }
 
-/// A configuration that does not wait for those who stall.
+/// A configuration that does not wait for those who stall, and no less than a busy machine may.
 pub fn impatient() -> Config {
     Config {
-        stall_timeout: Duration::from_millis(300),
-        connect_timeout: Duration::from_millis(300),
+        stall_timeout: Duration::from_secs(1),
+        connect_timeout: Duration::from_secs(1),
         auth_timeout: Duration::from_secs(1),
         ..config()
     }

@@ -90,10 +90,10 @@ impl World {
     pub async fn open(&self, session: Session) -> (Caller, CancellationToken) {
         let (id, stop) = (session.id().to_owned(), CancellationToken::new());
         tokio::spawn(session.run(self.channel.clone(), stop.clone()));
-        (self.sessions.get(&id, Duration::from_secs(5)).await.unwrap(), stop)
+        (self.sessions.get(&id, Duration::from_secs(300)).await.unwrap(), stop)
     }
 
     pub async fn end(self) {
-        self.scope.close(Duration::from_secs(10)).await.unwrap();
+        self.scope.close(Duration::from_secs(300)).await.unwrap();
     }
 }

@@ -62,7 +62,8 @@ impl State {
         let token = format!("token-{}", self.number());
         let issued = Issued { until: Instant::now() + *lifetime, scopes };
         self.content.lock().tokens.insert(token.clone(), issued);
-        json(StatusCode::OK, &serde_json::json!({ "token": token, "expires_in": lifetime.as_secs().max(1) }))
+        let announced = self.settings.announced.unwrap_or(*lifetime).as_secs().max(1);
+        json(StatusCode::OK, &serde_json::json!({ "token": token, "expires_in": announced }))
     }
 }
 
