@@ -10,7 +10,7 @@ use castor_blobs::Blobs;
 use castor_build::{Daemon, Parts};
 use castor_content::Local;
 use castor_executor::{Dns, Runc, SandboxNetwork};
-use castor_layerfs::{LayerEngine, Lazy};
+use castor_layerfs::{LayerEngine, Lazy, Verification};
 use castor_metadb::{Db, KeyValue};
 use castor_ops::bridge::WorkerInfo;
 use castor_ops::{RegistryOpeners, Worker, WorkerConfig};
@@ -122,6 +122,14 @@ fn layer_config(worker: &WorkerSettings, state: &Path) -> Result<castor_layerfs:
     {
         config.mode = Some(mode.parse().map_err(anyhow::Error::msg).context("[worker.oci] layerMode")?);
     }
+    let stargz = &worker.stargz;
+    config.verification = match (stargz.disable_verification, stargz.allow_no_verification) {
+        (true, _) => Verification::Off,
+        (false, true) => Verification::Waivable,
+        (false, false) => Verification::Required,
+    };
+    config.prefetch = !stargz.no_prefetch;
+    config.read_deadline = stargz.read_deadline.unwrap_or(config.read_deadline);
     Ok(config)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use castor_oci::Platform;
@@ -71,6 +72,8 @@ pub struct WorkerSettings {
     pub lazy: Lazy,
     /// Mounting mode in place of the probed one.
     pub layer_mode: Option<String>,
+    /// What of `[worker.oci.stargzSnapshotter]` means something here.
+    pub stargz: StargzSettings,
     /// Network of steps that ask for none in particular.
     pub network: String,
     /// The container runtime.
@@ -81,6 +84,19 @@ pub struct WorkerSettings {
     pub cgroup_parent: Option<String>,
     /// Garbage collection; `None` when it is off.
     pub gc: Option<GcSettings>,
+}
+
+/// The options of BuildKit's stargz snapshotter that castor honours.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct StargzSettings {
+    /// `allow_no_verification`: a layer may ask to be used unverified.
+    pub allow_no_verification: bool,
+    /// `disable_verification`: all layers may be used unverified.
+    pub disable_verification: bool,
+    /// `noprefetch`: what a layer's maker put first is not fetched ahead.
+    pub no_prefetch: bool,
+    /// `blob.fetching_timeout_sec`: the longest that a read of a lazy layer may wait.
+    pub read_deadline: Option<Duration>,
 }
 
 /// What the collector may keep.
@@ -213,10 +229,6 @@ fn worker(flags: &Flags, config: &Config, warnings: &mut Vec<String>) -> Result<
         Some("native") => Snapshotter::Eager("native"),
         Some(other) => bail!("snapshotter {other:?} is not available: want stargz, overlayfs, native or auto"),
     };
-    if !file.stargz_snapshotter.is_empty() {
-        let keys: Vec<&str> = file.stargz_snapshotter.keys().map(String::as_str).collect();
-        warnings.push(format!("[worker.oci.stargzSnapshotter] has no effect on castor: {}", keys.join(", ")));
-    }
     for (set, key) in [
         (file.cni_config_path.is_some(), "cniConfigPath"),
         (file.cni_binary_path.is_some(), "cniBinaryPath"),
@@ -241,12 +253,46 @@ fn worker(flags: &Flags, config: &Config, warnings: &mut Vec<String>) -> Result<
         snapshotter,
         lazy: file.lazy.unwrap_or(Lazy::Prefer),
         layer_mode: file.layer_mode.clone(),
+        stargz: stargz(&file.stargz_snapshotter, warnings)?,
         network,
         binary: flags.oci_worker_binary.clone().or(file.binary.clone()),
         max_parallelism: flags.oci_max_parallelism.or(file.max_parallelism).filter(|&steps| steps > 0),
         cgroup_parent: file.default_cgroup_parent.clone(),
         gc: gc(flags, file)?,
     })
+}
+
+/// Takes out of `[worker.oci.stargzSnapshotter]` what means something here; the rest is named.
+fn stargz(table: &toml::Table, warnings: &mut Vec<String>) -> Result<StargzSettings> {
+    let mut settings = StargzSettings::default();
+    let mut without_effect = Vec::new();
+    for (key, value) in table {
+        let flag =
+            || value.as_bool().with_context(|| format!("[worker.oci.stargzSnapshotter] {key}: want true or false"));
+        match key.as_str() {
+            "allow_no_verification" => settings.allow_no_verification = flag()?,
+            "disable_verification" => settings.disable_verification = flag()?,
+            "noprefetch" => settings.no_prefetch = flag()?,
+            "blob" => {
+                for (key, value) in value.as_table().context("[worker.oci.stargzSnapshotter] blob: want a table")? {
+                    if key == "fetching_timeout_sec" {
+                        let seconds = value.as_integer().and_then(|seconds| u64::try_from(seconds).ok());
+                        let seconds = seconds
+                            .context("[worker.oci.stargzSnapshotter.blob] fetching_timeout_sec: want seconds")?;
+                        settings.read_deadline = (seconds > 0).then(|| Duration::from_secs(seconds));
+                    } else {
+                        without_effect.push(format!("blob.{key}"));
+                    }
+                }
+            }
+            _ => without_effect.push(key.clone()),
+        }
+    }
+    if !without_effect.is_empty() {
+        let keys = without_effect.join(", ");
+        warnings.push(format!("[worker.oci.stargzSnapshotter] has keys of no effect on castor: {keys}"));
+    }
+    Ok(settings)
 }
 
 fn gc(flags: &Flags, file: &config::OciWorker) -> Result<Option<GcSettings>> {
@@ -284,6 +330,41 @@ fn group_id(name: &str) -> Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_of_the_stargz_snapshotter_are_honoured_or_named() {
+        let table: toml::Table = r#"
+            allow_no_verification = true
+            noprefetch = true
+            max_concurrency = 4
+            [blob]
+            fetching_timeout_sec = 7
+            chunk_size = 50000
+            [fuse]
+            passthrough = true
+            "#
+        .parse()
+        .unwrap();
+        let mut warnings = Vec::new();
+        let settings = stargz(&table, &mut warnings).unwrap();
+        let expected = StargzSettings {
+            allow_no_verification: true,
+            disable_verification: false,
+            no_prefetch: true,
+            read_deadline: Some(Duration::from_secs(7)),
+        };
+        assert_eq!(settings, expected);
+        let named =
+            "[worker.oci.stargzSnapshotter] has keys of no effect on castor: blob.chunk_size, fuse, max_concurrency";
+        assert_eq!(warnings, [named]);
+        for wrong in ["disable_verification = 1", "blob = 3", "[blob]\nfetching_timeout_sec = -1"] {
+            let error = stargz(&wrong.parse().unwrap(), &mut Vec::new()).unwrap_err();
+            assert!(error.to_string().starts_with("[worker.oci.stargzSnapshotter"), "{error}");
+        }
+        // Zero is BuildKit's way to say: as it is by default.
+        let zero = "[blob]\nfetching_timeout_sec = 0".parse().unwrap();
+        assert_eq!(stargz(&zero, &mut Vec::new()).unwrap(), StargzSettings::default());
+    }
     use clap::Parser;
 
     fn settings(arguments: &[&str]) -> Result<Settings> {

@@ -88,11 +88,16 @@ fn of_inodes(tree: &Tree, toc: &Inode, listing: &Listing, id: listing::InodeId) 
     }
 }
 
-/// The digest of a file's content: what the chunk says, which was checked when it came, or of the data if there are more.
+/// The digest of a file's content: what the chunk says, which was checked when it came, or of the data if there are more
+/// or nothing was checked.
 fn content(tree: &Tree, data: &File, inode: &Inode) -> io::Result<Digest> {
     let (first, count) = inode.chunks;
-    if count == 1 && tree.chunk(first).size == inode.value {
-        return Ok(tree.chunk(first).digest);
+    if count == 1
+        && let chunk = tree.chunk(first)
+        && chunk.size == inode.value
+        && let Some(digest) = chunk.digest
+    {
+        return Ok(digest);
     }
     let mut hasher = Hasher::new();
     let mut buffer = vec![0; 1 << 20];

@@ -1,5 +1,6 @@
 //! Completing a layer: all bytes, the blob verified and in the content store, the tar stream verified.
 
+use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,17 +37,37 @@ async fn blob_locked(core: &Arc<Core>) -> Result<(), LayerError> {
 /// Does it; one at a time for a layer.
 pub(crate) async fn complete(core: &Arc<Core>) -> Result<(), LayerError> {
     let _one = core.completing.lock().await;
+    if let Some(Err(error @ LayerError::Content { .. })) = settled(core) {
+        return Err(error);
+    }
     if let Some(fetcher) = core.object.get().and_then(|object| object.fetcher.as_ref())
         && !fetcher.presence().all()
     {
         fetcher.all().await.map_err(|e| core.fetch_error(e))?;
     }
     blob_locked(core).await?;
-    if core.origin.lock().verified.is_none() {
-        verify(core).await?;
-    }
+    let outcome = match settled(core) {
+        Some(outcome) => outcome,
+        None => verify(core).await,
+    };
     let this = core.clone();
-    castor_task::blocking(move || this.checkpoint()).await.map_err(|e| LayerError::io("write", &core.dir, e))
+    castor_task::blocking(move || this.checkpoint()).await.map_err(|e| LayerError::io("write", &core.dir, e))?;
+    outcome
+}
+
+/// What is known already of the layer as a whole.
+fn settled(core: &Core) -> Option<Result<(), LayerError>> {
+    let origin = core.origin.lock();
+    if let Some(reason) = &origin.refuted {
+        return Some(Err(LayerError::Content { layer: core.id.blob, reason: reason.clone() }));
+    }
+    let actual = origin.verified?;
+    Some(match origin.claimed {
+        Some(expected) if expected != actual => {
+            Err(LayerError::Mismatch { layer: core.id.blob, what: "diff ID", actual, expected })
+        }
+        _ => Ok(()),
+    })
 }
 
 /// Fetches what of the compressed bytes is not here, and makes them a blob.
@@ -89,37 +110,57 @@ fn close(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     joined
 }
 
-/// Reads the blob's tar stream: its digest becomes the verified diff ID, and what it holds must be what the TOC said.
+/// Reads the blob's tar stream: its digest becomes the verified diff ID, and what it holds must be what the TOC said. Either
+/// outcome is kept: the bytes do not change.
 async fn verify(core: &Arc<Core>) -> Result<(), LayerError> {
-    let content = |reason: String| LayerError::Content { layer: core.id.blob, reason };
     let blob = core.shared.content.open(&core.id.blob).await.map_err(|e| LayerError::State(with_sources(&e)))?;
     let this = core.clone();
-    let unpacked = castor_task::blocking(move || {
+    let found = castor_task::blocking(move || {
         let rules = if this.id.toc.is_some() { Rules::TAR_WITH_TOC } else { Rules::TAR };
-        let unpacked = unpack(blob.reader(0), None, rules)?;
-        if this.id.toc.is_some()
-            && let Some(object) = this.object.get()
-            && let Some(difference) =
-                compare::difference(&object.tree, &object.data, &unpacked.listing, &unpacked.contents)
-                    .map_err(|e| format!("compare it with its TOC: {e}"))?
-        {
-            return Err(format!("its TOC and its tar stream differ: {difference}"));
-        }
-        Ok(unpacked.diff_id)
+        let mut failure = None;
+        let unpacked = match unpack(Noting { blob: blob.reader(0), failure: &mut failure }, None, rules) {
+            Ok(unpacked) => unpacked,
+            Err(reason) => return failure.map_or(Ok(Err(reason)), Err),
+        };
+        let difference = match this.object.get().filter(|_| this.id.toc.is_some()) {
+            Some(object) => compare::difference(&object.tree, &object.data, &unpacked.listing, &unpacked.contents)?,
+            None => None,
+        };
+        Ok(match difference {
+            Some(difference) => Err(format!("its TOC and its tar stream differ: {difference}")),
+            None => Ok(unpacked.diff_id),
+        })
     })
     .await
-    .map_err(content)?;
-    let claimed = core.origin.lock().claimed;
-    if let Some(expected) = claimed
-        && expected != unpacked
+    .map_err(|e: std::io::Error| LayerError::io("compare", core.dir.join("data"), e))?;
     {
-        return Err(LayerError::Mismatch { layer: core.id.blob, what: "diff ID", actual: unpacked, expected });
+        let mut origin = core.origin.lock();
+        match found {
+            Ok(diff_id) => origin.verified = Some(diff_id),
+            Err(reason) => origin.refuted = Some(reason),
+        }
     }
-    core.origin.lock().verified = Some(unpacked);
     let this = core.clone();
     castor_task::blocking(move || this.write_origin()).await.map_err(|e| LayerError::io("write", &core.dir, e))?;
-    tracing::debug!(layer = %core.id, diff_id = %unpacked, requests = core.counters.requests.load(Ordering::Relaxed), "layer verified");
-    Ok(())
+    let requests = core.counters.requests.load(Ordering::Relaxed);
+    tracing::debug!(layer = %core.id, requests, "all of the layer was read");
+    settled(core).unwrap_or(Ok(()))
+}
+
+/// Reads a blob, and notes when that fails: then it is no fault of the layer.
+struct Noting<'a, R> {
+    blob: R,
+    failure: &'a mut Option<std::io::Error>,
+}
+
+impl<R: Read> Read for Noting<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.blob.read(buf).map_err(|error| {
+            let told = std::io::Error::new(error.kind(), error.to_string());
+            *self.failure = Some(error);
+            told
+        })
+    }
 }
 
 impl Core {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use castor_content::{ContentStore, Resource};
-use castor_oci::Digest;
+use castor_oci::{Descriptor, Digest};
 use castor_progress::Reporter;
 use castor_task::Scope;
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ use crate::image::Base;
 use crate::image_tree::{ImageTree, Trees};
 use crate::layer::{Core, Layer, LayerState, Object};
 use crate::mode::{self, Mode, Modes};
-use crate::open::{Attempt, Fallback};
+use crate::open::{Attempt, Fallback, Verification};
 use crate::origin::Origin;
 use crate::presence::{self, Presence, Stored};
 use crate::serve::{Served, Server};
@@ -47,12 +47,23 @@ pub struct Config {
     pub read_deadline: Duration,
     /// Layers that are downloaded whole at the same time.
     pub parallel_layers: usize,
+    /// Whether layers may be lazy that nothing verifies.
+    pub verification: Verification,
+    /// Whether what a layer's maker put first is fetched when it is mounted.
+    pub prefetch: bool,
 }
 
 impl Config {
     /// Defaults under `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), mode: None, read_deadline: Duration::from_secs(60), parallel_layers: 4 }
+        Self {
+            root: root.into(),
+            mode: None,
+            read_deadline: Duration::from_secs(60),
+            parallel_layers: 4,
+            verification: Verification::Required,
+            prefetch: true,
+        }
     }
 }
 
@@ -137,12 +148,15 @@ impl LayerEngine {
         let gate = shared.gate(source.descriptor.digest);
         let _one = gate.lock().await;
         let blob = source.descriptor.digest;
-        if let Some(toc) = crate::open::toc_of(&source)
-            && let Some(layer) = shared.find(LayerId { blob, toc: Some(toc) }).await?
-        {
+        let descriptor = &source.descriptor;
+        let names = [crate::open::toc_of(descriptor), shared.config.verification.unverified(descriptor)];
+        for toc in names.into_iter().flatten() {
+            let Some(layer) = shared.find(LayerId { blob, toc: Some(toc) }).await? else { continue };
             // Who wants no lazy layer takes one that is here and verified, and so does who could not mount another.
             let lazy = source.want != Lazy::Never && shared.modes.lazy.is_ok();
-            if lazy || (layer.is_complete() && (source.want != Lazy::Never || layer.verified().is_some())) {
+            let claim_holds =
+                || layer.verified().is_some_and(|found| source.diff_id.is_none_or(|claimed| claimed == found));
+            if lazy || (layer.is_complete() && (source.want != Lazy::Never || claim_holds())) {
                 layer.core.used_by(&source).await;
                 return Ok(layer);
             }
@@ -168,6 +182,12 @@ impl LayerEngine {
             reporter.warn(format!("layer {blob} of {} is not lazy: {}", source.image, fallback.reason));
         }
         Ok(shared.download(source, fallback, reporter))
+    }
+
+    /// What distinguishes the layer as it may be mounted lazily here from another that claims the same diff ID: `None` if it
+    /// only can be mounted once it was fetched and verified.
+    pub fn lazy_identity(&self, descriptor: &Descriptor) -> Option<Digest> {
+        crate::open::toc_of(descriptor).or_else(|| self.shared.config.verification.unverified(descriptor))
     }
 
     /// The layer `id` if its object is here; needs no network.
@@ -344,6 +364,11 @@ impl Shared {
                 return Ok(None);
             }
         };
+        let origin = &files.origin;
+        if origin.unverified && origin.verified.is_none() && !self.config.verification.waives(&origin.descriptor) {
+            // It was made while the configuration allowed it.
+            return Ok(None);
+        }
         let core = self.core(id, files.origin);
         let complete = files.presence.is_none();
         core.complete.store(complete, Ordering::Release);
@@ -572,6 +597,11 @@ impl Core {
         self.openers.attach(source.opener.clone() as Arc<dyn BlobOpener>);
         let changed = {
             let mut origin = self.origin.lock();
+            if self.id.toc.is_some() && origin.claimed != source.diff_id {
+                // Images disagree, and one of them is wrong, which is no fault of the layer: whoever uses it compares what
+                // the tar stream has with the claim of their own image.
+                origin.claimed = None;
+            }
             let new: Vec<String> =
                 source.origins.iter().filter(|name| !origin.repositories.contains(name)).cloned().collect();
             let changed = !new.is_empty();

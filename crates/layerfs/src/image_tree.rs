@@ -200,7 +200,7 @@ fn mount(
     if let Some(before) = before {
         raise_read_ahead(&before);
     }
-    for fetcher in objects.iter().filter_map(|object| object.fetcher.as_ref()) {
+    for fetcher in objects.iter().filter_map(|object| object.fetcher.as_ref()).filter(|_| shared.config.prefetch) {
         fetcher.prefetch();
     }
     {

@@ -39,6 +39,6 @@ pub use error::{LayerError, ReadError};
 pub use image_tree::ImageTree;
 pub use layer::{Layer, LayerState, Progress};
 pub use mode::{Mode, Modes};
-pub use open::NOT_ASKED;
-pub use opener::RegistryOpener;
+pub use open::{NOT_ASKED, Verification};
+pub use opener::{RegistryOpener, external_toc};
 pub use source::{BlobOpener, FetchError, LayerId, LayerSource, Lazy, Priority, RangeBody};

@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use castor_estargz::annotation::{self, TocDigests};
+use castor_estargz::Codec;
+use castor_estargz::annotation::{self, SKIP_VERIFY, TocDigests};
 use castor_estargz::footer::{self, FooterError, TocLocation};
 use castor_estargz::toc::{self, Toc};
-use castor_oci::Digest;
+use castor_oci::{Descriptor, Digest};
 use futures::StreamExt as _;
 
 use crate::engine::Shared;
@@ -25,6 +26,37 @@ const TAIL_SHARE: u64 = 64;
 
 /// The reason of a layer that is eager because nobody wants it otherwise.
 pub const NOT_ASKED: &str = "lazy layers are not asked for";
+const NO_DIGEST: &str = "it has no annotation of a TOC digest";
+
+/// Whether a layer may be lazy that nothing verifies: its TOC has no digest in the image's manifest, or chunks have none in
+/// the TOC. What can be verified always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verification {
+    /// Never: such a layer is fetched first.
+    #[default]
+    Required,
+    /// If its descriptor asks for it by the annotation `containerd.io/snapshot/remote/stargz.skipverify`.
+    Waivable,
+    /// Always.
+    Off,
+}
+
+impl Verification {
+    /// Whether the layer may be lazy without being verified.
+    pub(crate) fn waives(self, descriptor: &Descriptor) -> bool {
+        match self {
+            Self::Required => false,
+            Self::Waivable => descriptor.annotations.contains_key(SKIP_VERIFY),
+            Self::Off => true,
+        }
+    }
+
+    /// What names a layer that is used unverified in place of its TOC's digest, which nobody vouches for: no verified
+    /// layer is ever taken for it, or it for one.
+    pub(crate) fn unverified(self, descriptor: &Descriptor) -> Option<Digest> {
+        self.waives(descriptor).then(|| Digest::of(format!("unverified {}", descriptor.digest)))
+    }
+}
 
 /// What became of the attempt to open a layer lazily.
 pub(crate) enum Attempt {
@@ -52,8 +84,8 @@ impl Fallback {
 }
 
 /// The digest of the TOC that a layer is to be read by.
-pub(crate) fn toc_of(source: &LayerSource) -> Option<Digest> {
-    annotation::toc_digests(&source.descriptor.annotations).ok()?.identity()
+pub(crate) fn toc_of(descriptor: &Descriptor) -> Option<Digest> {
+    annotation::toc_digests(&descriptor.annotations).ok()?.identity()
 }
 
 /// Tries it. An error is one that an eager download would meet as well.
@@ -65,9 +97,10 @@ pub(crate) async fn attempt(shared: &Arc<Shared>, source: &LayerSource) -> Resul
     if let Err(reason) = &shared.modes().lazy {
         return fallback(Fallback::new(reason.clone()));
     }
+    let unverified = shared.config.verification.unverified(&source.descriptor);
     let expected = match annotation::toc_digests(&source.descriptor.annotations) {
-        Ok(expected) if !expected.is_empty() => expected,
-        Ok(_) => return fallback(Fallback::new("it has no annotation of a TOC digest")),
+        Ok(expected) if !expected.is_empty() || unverified.is_some() => expected,
+        Ok(_) => return fallback(Fallback::new(NO_DIGEST)),
         Err(error) => return fallback(Fallback::warning(error.to_string())),
     };
     match read_toc(shared, source, expected).await {
@@ -89,7 +122,10 @@ enum Stop {
 /// A verified TOC, and bytes of the blob that came with it.
 struct Found {
     toc: Toc,
-    digest: Digest,
+    /// What names it.
+    identity: Digest,
+    /// Something of it was not verified.
+    unverified: bool,
     payload_end: u64,
     tail: Bytes,
     tail_start: u64,
@@ -109,33 +145,46 @@ async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDiges
     }
     let fetch = |range: Range<u64>| collect(shared, source, &openers, &counters, range);
     let tail = fetch(tail_start..size).await?;
-    let location = match footer::parse(&tail[tail.len().saturating_sub(footer::MAX_SIZE)..], size) {
-        Ok(footer) => match footer.toc {
-            Some(location) => location,
-            None => return Err(Stop::Fallback(Fallback::new("its TOC is in another blob"))),
-        },
-        Err(error) => match (annotation::toc_location(&source.descriptor.annotations, size), error) {
-            (Ok(Some(location)), _) => location,
-            (_, error @ FooterError::None) => return Err(Stop::Fallback(Fallback::warning(error.to_string()))),
-            (_, error) => return Err(Stop::Fallback(Fallback::warning(error.to_string()))),
+    let footer = footer::parse(&tail[tail.len().saturating_sub(footer::MAX_SIZE)..], size);
+    let (place, payload_end) = match footer {
+        Ok(footer) => (footer.toc, footer.payload_end),
+        Err(error) => match annotation::toc_location(&source.descriptor.annotations, size) {
+            Ok(Some(location)) => (Some(location), location.payload_end),
+            // An ordinary layer, which claims nothing else.
+            _ if error == FooterError::None && expected.is_empty() => {
+                return Err(Stop::Fallback(Fallback::new(format!("{NO_DIGEST}, and no footer"))));
+            }
+            _ => return Err(Stop::Fallback(Fallback::warning(error.to_string()))),
         },
     };
     castor_task::crash_point("TOC fetch");
-    let compressed = toc_bytes(&location, &tail, tail_start, fetch).await?;
+    let compressed = match &place {
+        Some(location) => toc_bytes(location, &tail, tail_start, fetch).await?,
+        None => external_toc(shared, source).await?,
+    };
+    let unverified = shared.config.verification.unverified(&source.descriptor);
     let parsed = castor_task::blocking(move || {
-        let json = toc::decode(&location, &compressed, &expected)?;
-        let toc = Toc::parse(&json, codec_of(&location), location.payload_end)?;
-        toc.check_verifiable()?;
-        Ok::<_, toc::TocError>(toc)
+        let toc = match place {
+            Some(location) => {
+                Toc::parse(&toc::decode(&location, &compressed, &expected)?, location.codec, payload_end)?
+            }
+            None => Toc::parse(&toc::decode_external(&compressed, &expected)?, Codec::Gzip, payload_end)?,
+        };
+        let verified = match toc.check_verifiable() {
+            Ok(()) => expected.identity(),
+            Err(_) if unverified.is_some() => None,
+            Err(error) => return Err(error),
+        };
+        Ok((toc, verified))
     })
     .await;
-    let toc = parsed.map_err(|error| Stop::Fallback(Fallback::warning(with_sources(&error))))?;
-    let digest =
-        expected.identity().ok_or_else(|| Stop::Fallback(Fallback::new("it has no annotation of a TOC digest")))?;
+    let (toc, verified) = parsed.map_err(|error| Stop::Fallback(Fallback::warning(with_sources(&error))))?;
+    let identity = verified.or(unverified).ok_or_else(|| Stop::Fallback(Fallback::new(NO_DIGEST)))?;
     Ok(Found {
         toc,
-        digest,
-        payload_end: location.payload_end,
+        identity,
+        unverified: verified.is_none(),
+        payload_end,
         tail,
         tail_start,
         requests: counters.requests.into_inner(),
@@ -143,8 +192,12 @@ async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDiges
     })
 }
 
-fn codec_of(location: &TocLocation) -> castor_estargz::Codec {
-    location.codec
+/// The TOC of a layer that has it apart.
+async fn external_toc(shared: &Shared, source: &LayerSource) -> Result<Bytes, Stop> {
+    let deadline = shared.config.read_deadline;
+    let toc = tokio::time::timeout(deadline, source.opener.external_toc()).await;
+    let toc = toc.unwrap_or_else(|_| Err(FetchError::new(format!("no answer within {deadline:?}"))));
+    toc.map_err(|error| Stop::Fallback(Fallback::warning(format!("its TOC is in another blob: {error}"))))
 }
 
 /// The compressed TOC, of which the tail may lack the beginning.
@@ -206,8 +259,13 @@ async fn collect(
 
 /// Makes the object and opens it. The rename is the commit point.
 async fn make(shared: &Arc<Shared>, source: &LayerSource, found: Found) -> Result<Arc<Layer>, Stop> {
-    let id = LayerId { blob: source.descriptor.digest, toc: Some(found.digest) };
-    let origin = Origin::new(source.descriptor.clone(), source.origins.clone(), source.image.clone(), source.diff_id);
+    let id = LayerId { blob: source.descriptor.digest, toc: Some(found.identity) };
+    let claimed = source.diff_id;
+    let mut origin = Origin::new(source.descriptor.clone(), source.origins.clone(), source.image.clone(), claimed);
+    origin.unverified = found.unverified;
+    if found.unverified {
+        tracing::warn!(layer = %source.descriptor.digest, image = source.image, "layer is used without being verified");
+    }
     let (this, toc, payload_end) = (shared.clone(), found.toc, found.payload_end);
     let size = source.descriptor.size;
     let written = castor_task::blocking(move || {

@@ -1,11 +1,13 @@
-//! A blob of a registry, or of the content store, as a [`BlobOpener`].
+//! A blob of a registry, or of the content store, as a [`BlobOpener`]; the TOC of a layer that has it apart.
 
 use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use castor_content::Blob;
-use castor_registry::{BlobReader, Priority as Lane};
+use castor_estargz::{annotation, footer};
+use castor_oci::{Descriptor, Digest, Index, Manifest, Reference, media_type};
+use castor_registry::{Access, BlobReader, Client, Priority as Lane};
 use futures::StreamExt as _;
 
 use crate::source::{BlobOpener, FetchError, Priority, RangeBody};
@@ -51,6 +53,57 @@ impl BlobOpener for RegistryOpener {
     fn distrust(&self) {
         self.reader.distrust();
     }
+}
+
+/// What is added to an image's tag to name the image that has the TOCs of its layers.
+const TOC_TAG: &str = "-esgztoc";
+/// Manifests of an index that are looked into.
+const MAX_PLATFORMS: usize = 64;
+
+/// Finds the TOC of `layer`, a layer of `image` that has it apart: it is a blob of the image with the same name and
+/// `-esgztoc` after the tag. Not verified by anything that `image` says.
+pub async fn external_toc(
+    client: &Client,
+    image: &Reference,
+    layer: Digest,
+    access: &Access,
+) -> Result<Bytes, FetchError> {
+    let Some(tag) = image.tag() else {
+        return Err(FetchError::new(format!("{image} has no tag that would lead to it")));
+    };
+    let name = format!("{}:{tag}{TOC_TAG}", image.repository());
+    let failed =
+        |error: castor_registry::Error| FetchError::new(format!("look for it in {name}: {}", with_sources(&error)));
+    let invalid = |error: serde_json::Error| FetchError::new(format!("look for it in {name}: {error}"));
+    let toc_image: Reference =
+        name.parse().map_err(|error| FetchError::new(format!("look for it in {name}: {error}")))?;
+    let root = client.resolve(&toc_image, access).await.map_err(failed)?;
+    let bytes = client.manifest(&toc_image, &root, access).await.map_err(failed)?;
+    let manifests: Vec<Manifest> = if media_type::is_index(&root.media_type) {
+        let index: Index = serde_json::from_slice(&bytes).map_err(invalid)?;
+        let mut manifests = Vec::new();
+        for child in index.manifests.iter().take(MAX_PLATFORMS) {
+            let bytes = client.manifest(&toc_image, child, access).await.map_err(failed)?;
+            manifests.push(serde_json::from_slice(&bytes).map_err(invalid)?);
+            if toc_of_layer(&manifests, layer).is_some() {
+                break;
+            }
+        }
+        manifests
+    } else {
+        vec![serde_json::from_slice(&bytes).map_err(invalid)?]
+    };
+    let Some(toc) = toc_of_layer(&manifests, layer) else {
+        return Err(FetchError::new(format!("{name} does not have it")));
+    };
+    let blob = client.blob(&(&toc_image).into(), toc, access);
+    blob.bytes(footer::MAX_TOC).await.map_err(failed)
+}
+
+fn toc_of_layer(manifests: &[Manifest], layer: Digest) -> Option<&Descriptor> {
+    let layer = layer.to_string();
+    let mut tocs = manifests.iter().flat_map(|manifest| &manifest.layers);
+    tocs.find(|toc| toc.annotations.get(annotation::TOC_OF_LAYER) == Some(&layer))
 }
 
 /// Reads a blob that is in the content store.

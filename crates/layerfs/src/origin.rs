@@ -8,6 +8,8 @@
 //! | `image` | the image it was first used for, for messages |
 //! | `claimed` | the diff ID that an image's configuration claimed |
 //! | `verified` | the diff ID of the tar stream, once that was read |
+//! | `refuted` | why the layer never will be verified: what was found when all of it was read |
+//! | `unverified` | true for a layer whose TOC, or some of whose chunks, nothing verified when they came |
 //! | `eager` | why the layer was fetched before it was mounted; absent for a lazy one |
 
 use std::path::Path;
@@ -31,6 +33,10 @@ pub(crate) struct Origin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuted: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unverified: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eager: Option<String>,
 }
 
@@ -41,7 +47,17 @@ impl Origin {
         image: String,
         claimed: Option<Digest>,
     ) -> Self {
-        Self { format: FORMAT.into(), descriptor, repositories, image, claimed, verified: None, eager: None }
+        Self {
+            format: FORMAT.into(),
+            descriptor,
+            repositories,
+            image,
+            claimed,
+            verified: None,
+            refuted: None,
+            unverified: false,
+            eager: None,
+        }
     }
 
     /// Reads the file; the error says what is wrong with it.

@@ -130,6 +130,11 @@ pub trait BlobOpener: Send + Sync + 'static {
 
     /// Says that bytes read last were wrong: the next request should go elsewhere, if there is an elsewhere.
     fn distrust(&self) {}
+
+    /// The blob with the TOC of a layer whose TOC lies apart; not verified. The error says where it was looked for.
+    async fn external_toc(&self) -> Result<Bytes, FetchError> {
+        Err(FetchError::new("nothing tells where"))
+    }
 }
 
 /// A layer that somebody wants.

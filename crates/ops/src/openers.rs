@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use castor_layerfs::{BlobOpener, FetchError, Priority, RangeBody, RegistryOpener};
+use bytes::Bytes;
+use castor_layerfs::{BlobOpener, FetchError, Priority, RangeBody, RegistryOpener, external_toc};
+use castor_oci::{Digest, Reference};
 use castor_registry::{Access, Client, Repository};
 use castor_session::auth::SessionCredentials;
 use castor_session::{Group, Sessions};
@@ -57,7 +59,14 @@ impl Openers for RegistryOpeners {
                 Some(Source { own: reader(&own), anyone: reader(&Access::proved()) })
             })
             .collect();
-        Arc::new(LayerOpener { image: layer.image.clone(), group, sources })
+        Arc::new(LayerOpener {
+            layer: layer.descriptor.digest,
+            image: layer.image.clone(),
+            group,
+            sources,
+            client: self.client.clone(),
+            access: own,
+        })
     }
 }
 
@@ -71,9 +80,12 @@ struct Source {
 }
 
 struct LayerOpener {
+    layer: Digest,
     image: String,
     group: Group,
     sources: Vec<Source>,
+    client: Client,
+    access: Access,
 }
 
 #[async_trait]
@@ -105,6 +117,13 @@ impl BlobOpener for LayerOpener {
 
     fn describe(&self) -> String {
         self.image.clone()
+    }
+
+    async fn external_toc(&self) -> Result<Bytes, FetchError> {
+        // Only a layer that is being opened needs it, and then somebody's session is alive.
+        let image: Reference =
+            self.image.parse().map_err(|error| FetchError::new(format!("{}: {error}", self.image)))?;
+        external_toc(&self.client, &image, self.layer, &self.access).await
     }
 
     fn distrust(&self) {

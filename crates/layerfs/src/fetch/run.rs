@@ -444,7 +444,7 @@ impl Inner {
                     inner_offset: chunk.inner,
                     file_offset: 0,
                     size: chunk.size,
-                    digest: Some(chunk.digest),
+                    digest: chunk.digest,
                     zeros: false,
                 };
                 (number, wanted, chunk.data)

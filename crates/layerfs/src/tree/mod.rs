@@ -5,7 +5,7 @@
 //! | header, 128 bytes | | |
 //! |---|---|---|
 //! | 0 | 8 | magic `CASTORTR` |
-//! | 8 | u32 | version, 1 |
+//! | 8 | u32 | version, 1; 2 if there are chunks without a digest |
 //! | 12 | u32 | codec of the chunks: 0 none (there are no chunks), 1 gzip, 2 zstd |
 //! | 16 | u64 | length of this file |
 //! | 24 | u64 | length of `data` |
@@ -58,7 +58,7 @@
 //! | 32 | u64 | length |
 //! | 40 | 32 | SHA-256 |
 //! | 72 | u32 | inode |
-//! | 76 | u32 | zero |
+//! | 76 | u32 | bit 0: the digest is not known, and says nothing |
 //!
 //! | set of extended attributes, 8 bytes | | |
 //! |---|---|---|
@@ -73,6 +73,8 @@ pub(crate) use write::{Plan, advance, from_tar, from_toc};
 
 pub(crate) const MAGIC: &[u8; 8] = b"CASTORTR";
 pub(crate) const VERSION: u32 = 1;
+/// The same with chunks that nothing can verify; an earlier castor must not take their digests for real ones.
+pub(crate) const VERSION_UNVERIFIED: u32 = 2;
 pub(crate) const HEADER: usize = 128;
 pub(crate) const INODE: usize = 64;
 pub(crate) const NAME: usize = 16;

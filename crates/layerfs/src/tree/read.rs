@@ -5,7 +5,7 @@ use std::path::Path;
 use castor_archive::Timestamp;
 use castor_oci::Digest;
 
-use super::{CHUNK, HEADER, INODE, MAGIC, NAME, SET, VERSION};
+use super::{CHUNK, HEADER, INODE, MAGIC, NAME, SET, VERSION, VERSION_UNVERIFIED};
 use crate::map::Map;
 
 /// A mapped `tree`. Numbers that point outside of it read as empty; [`Tree::open`] has checked those of whole tables.
@@ -79,7 +79,8 @@ pub(crate) struct Chunk {
     pub inner: u64,
     pub data: u64,
     pub size: u64,
-    pub digest: Digest,
+    /// What its bytes are verified by; none in a layer that is used unverified.
+    pub digest: Option<Digest>,
     pub inode: u32,
 }
 
@@ -179,7 +180,7 @@ impl Tree {
             inner: u64_at(record, 16),
             data: u64_at(record, 24),
             size: u64_at(record, 32),
-            digest: Digest::from_bytes(digest),
+            digest: (u32_at(record, 76) & 1 == 0).then(|| Digest::from_bytes(digest)),
             inode: u32_at(record, 72),
         }
     }
@@ -255,8 +256,8 @@ impl Header {
             return Err("not a layer tree".into());
         }
         let version = u32_at(bytes, 8);
-        if version != VERSION {
-            return Err(format!("version {version}, this castor knows {VERSION}"));
+        if version != VERSION && version != VERSION_UNVERIFIED {
+            return Err(format!("version {version}, this castor knows {VERSION} and {VERSION_UNVERIFIED}"));
         }
         if u64_at(bytes, 16) != bytes.len() as u64 {
             return Err(format!("{} bytes long, want {}", bytes.len(), u64_at(bytes, 16)));

@@ -8,10 +8,12 @@ use castor_archive::listing::{InodeId, Kind, NameId};
 use castor_estargz::toc::{Landmark, Toc};
 
 use super::read::Chunk;
-use super::{ALIGN, CHUNK, HEADER, INODE, MAGIC, NAME, SET, VERSION};
+use super::{ALIGN, CHUNK, HEADER, INODE, MAGIC, NAME, SET, VERSION, VERSION_UNVERIFIED};
 
 /// Longest chunk, decompressed: what a single read may make castor hold in memory.
 const MAX_CHUNK: u64 = 256 << 20;
+/// Most bytes that are decompressed, decompressed and skipped ones together, to get the chunks of one member.
+const MAX_MEMBER: u64 = 2 * MAX_CHUNK;
 /// Largest `data`: 16 TiB is what an image tree can name of one device.
 const MAX_DATA: u64 = 8 << 40;
 
@@ -75,15 +77,15 @@ pub(crate) fn from_toc(toc: &Toc, blob_size: u64, payload_end: u64) -> Result<Pl
         let first = chunks.len() as u32;
         for chunk in toc.chunks_of(file).iter().filter(|chunk| !chunk.zeros) {
             let digest = chunk.digest.or(file.digest.filter(|_| chunk.size == size));
-            let Some(digest) = digest else {
-                return Err(WriteError::Layer("the TOC has chunks without a digest".into()));
-            };
             if chunk.size > MAX_CHUNK {
                 return Err(WriteError::Layer(format!("the TOC has a chunk of {} bytes", chunk.size)));
             }
+            let needed = chunk.inner_offset.saturating_add(chunk.size);
             chunks.push(Chunk {
                 blob_start: chunk.offset,
-                blob_end: chunk.end,
+                // What follows may be long: headers of entries without data. Of what an encoder makes of data no more is
+                // read into memory than an odd one could need.
+                blob_end: chunk.end.min(chunk.offset.saturating_add(2 * needed.min(MAX_MEMBER) + (1 << 20))),
                 inner: chunk.inner_offset,
                 data: at + chunk.file_offset,
                 size: chunk.size,
@@ -94,6 +96,7 @@ pub(crate) fn from_toc(toc: &Toc, blob_size: u64, payload_end: u64) -> Result<Pl
         *place = Place { data: at, chunks: (first, chunks.len() as u32 - first) };
         at = advance(at, size)?;
     }
+    check_members(&chunks)?;
     Ok(Plan {
         listing: &toc.listing,
         places,
@@ -110,6 +113,30 @@ pub(crate) fn from_toc(toc: &Toc, blob_size: u64, payload_end: u64) -> Result<Pl
             Landmark::None | Landmark::NoPrefetch => 0,
         },
     })
+}
+
+/// Refuses members that are more work than any writer makes: a few bytes of blob may stand for any number of zeros to be
+/// skipped, and chunks that overlap are decompressed again and again.
+fn check_members(chunks: &[Chunk]) -> Result<(), WriteError> {
+    let mut order: Vec<(u64, u64, u64)> = chunks.iter().map(|c| (c.blob_start, c.inner, c.size)).collect();
+    if !order.is_sorted() {
+        order.sort_unstable();
+    }
+    for member in order.chunk_by(|a, b| a.0 == b.0) {
+        let (mut work, mut position) = (0u64, 0u64);
+        for (start, inner, size) in member {
+            let from = if *inner < position { 0 } else { position };
+            position = inner.saturating_add(*size);
+            work = work.saturating_add(position - from);
+            if work > MAX_MEMBER {
+                return Err(WriteError::Layer(format!(
+                    "the TOC has {} chunks in what begins at offset {start} of the blob, which are too much to decompress",
+                    member.len()
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The place behind `size` bytes at `at`.
@@ -192,7 +219,9 @@ impl Plan<'_> {
 
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(MAGIC);
-        header.extend_from_slice(&VERSION.to_le_bytes());
+        let verifiable = self.chunks.iter().all(|chunk| chunk.digest.is_some());
+        let version = if verifiable { VERSION } else { VERSION_UNVERIFIED };
+        header.extend_from_slice(&version.to_le_bytes());
         let codec = match self.codec {
             Codec::None => 0u32,
             Codec::Gzip => 1,
@@ -223,7 +252,10 @@ impl Plan<'_> {
             {
                 record[at..at + 8].copy_from_slice(&number.to_le_bytes());
             }
-            record[40..72].copy_from_slice(chunk.digest.as_bytes());
+            match &chunk.digest {
+                Some(digest) => record[40..72].copy_from_slice(digest.as_bytes()),
+                None => record[76] = 1,
+            }
             record[72..76].copy_from_slice(&chunk.inode.to_le_bytes());
             out.write_all(&record)?;
         }

@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs)]
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
@@ -112,6 +112,39 @@ pub fn estargz(tar: &[u8], chunk_size: u64) -> Blob {
     let mut descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, built.digest, built.size);
     descriptor.annotations.insert(ANNOTATION_TOC_DIGEST.into(), built.toc_digest.to_string());
     Blob { bytes: Arc::new(bytes), descriptor, diff_id: built.diff_id }
+}
+
+/// The same layer with another table of contents, which its descriptor vouches for.
+pub fn with_toc(blob: &Blob, change: impl FnOnce(&mut serde_json::Value)) -> Blob {
+    let opened = castor_estargz::open(&*blob.bytes, &blob.descriptor.annotations, None).unwrap();
+    let end = opened.footer.unwrap().payload_end as usize;
+    let location = opened.footer.unwrap().toc.unwrap();
+    let compressed = &blob.bytes[end..][..location.compressed_size as usize];
+    let digests = castor_estargz::TocDigests::default();
+    let json = castor_estargz::toc::decode(&location, compressed, &digests).unwrap();
+    let mut toc = serde_json::from_slice(&json).unwrap();
+    change(&mut toc);
+    assemble(&blob.bytes[..end], &serde_json::to_vec(&toc).unwrap())
+}
+
+/// An eStargz blob of members of a tar and a table of contents. Its diff ID is what all of it decompresses to.
+pub fn assemble(members: &[u8], toc: &[u8]) -> Blob {
+    let mut writer = Writer::new(Vec::new());
+    let header = Header { size: toc.len() as u64, ..header(castor_estargz::TOC_NAME, Kind::File, 0) };
+    writer.append(&header, &mut &toc[..]).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&writer.finish().unwrap()).unwrap();
+    let mut bytes = members.to_vec();
+    let offset = bytes.len();
+    bytes.extend(encoder.finish().unwrap());
+    bytes.extend([0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0, b'S', b'G', 22, 0]);
+    bytes.extend(format!("{offset:016x}STARGZ").bytes());
+    bytes.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::of(&bytes), bytes.len() as u64);
+    descriptor.annotations.insert(ANNOTATION_TOC_DIGEST.into(), Digest::of(toc).to_string());
+    let mut stream = Vec::new();
+    castor_archive::decompress(&bytes[..]).unwrap().1.read_to_end(&mut stream).unwrap();
+    Blob { bytes: Arc::new(bytes), descriptor, diff_id: Digest::of(stream) }
 }
 
 /// What a source does wrong.
@@ -226,30 +259,51 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let db = Arc::new(Memory::new());
         let root = dir.path().to_owned();
-        Self::open(root, db, Some(dir), Duration::from_secs(20)).await
+        Self::open(root, db, Some(dir), |_| {}).await
     }
 
     pub async fn with_deadline(deadline: Duration) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().to_owned();
-        Self::open(root, Arc::new(Memory::new()), Some(dir), deadline).await
+        Self::with(|config| config.read_deadline = deadline).await
     }
 
-    async fn open(root: PathBuf, db: Arc<Memory>, dir: Option<tempfile::TempDir>, deadline: Duration) -> Self {
+    /// With settings of one's own.
+    pub async fn with(settings: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().to_owned();
+        Self::open(root, Arc::new(Memory::new()), Some(dir), settings).await
+    }
+
+    /// In a directory of one's own, which stays.
+    pub async fn at(root: &Path) -> Self {
+        Self::open(root.to_owned(), Arc::new(Memory::new()), None, |_| {}).await
+    }
+
+    async fn open(
+        root: PathBuf,
+        db: Arc<Memory>,
+        dir: Option<tempfile::TempDir>,
+        settings: impl FnOnce(&mut Config),
+    ) -> Self {
         let scope = Scope::root("test");
         let content: Arc<dyn ContentStore> =
             Arc::new(castor_content::Local::open(&root.join("content"), db.clone()).await.unwrap());
-        let config = Config { read_deadline: deadline, ..Config::new(root.join("layers")) };
+        let mut config = Config { read_deadline: Duration::from_secs(20), ..Config::new(root.join("layers")) };
+        settings(&mut config);
         let engine = LayerEngine::open(config, content.clone(), &scope).await.unwrap();
         Self { engine, content, scope, root, db, _dir: dir }
     }
 
     /// Ends the engine and opens another on the same state.
-    pub async fn restart(mut self) -> Self {
+    pub async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    /// The same with other settings.
+    pub async fn restart_with(mut self, settings: impl FnOnce(&mut Config)) -> Self {
         self.engine.shutdown().await;
         let (root, db, dir) = (self.root.clone(), self.db.clone(), self._dir.take());
         drop(self);
-        Self::open(root, db, dir, Duration::from_secs(20)).await
+        Self::open(root, db, dir, settings).await
     }
 }
 

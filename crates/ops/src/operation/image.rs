@@ -116,13 +116,15 @@ impl Image {
     async fn private(&self, cx: &Cx, chosen: &Chosen) -> Result<Option<Private>, OpError> {
         let want = self.worker.wants_lazy(cx);
         // Layers that are fetched first are verified before anything sees them.
-        if want == Lazy::Never || chosen.layers.iter().all(|layer| layer.toc_digest().is_none()) {
+        let engine = self.worker.store().engine();
+        if want == Lazy::Never || chosen.layers.iter().all(|layer| engine.lazy_identity(layer).is_none()) {
             return Ok(None);
         }
-        let parts = chosen.layers.iter().zip(&chosen.diff_ids).map(|(layer, diff_id)| match layer.toc_digest() {
-            Some(toc) => format!("{diff_id} {} {toc}", layer.digest),
-            None => format!("{diff_id} {}", layer.digest),
-        });
+        let parts =
+            chosen.layers.iter().zip(&chosen.diff_ids).map(|(layer, diff_id)| match engine.lazy_identity(layer) {
+                Some(toc) => format!("{diff_id} {} {toc}", layer.digest),
+                None => format!("{diff_id} {}", layer.digest),
+            });
         let digest = private_digest(parts);
         let verified = self.load(chosen, want).await?.is_verified().await;
         Ok(Some(Private { digest: identity::source(&digest.to_string()), verified }))
