@@ -17,6 +17,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod archive;
 mod convert;
 mod error;
 mod git;
@@ -32,7 +33,8 @@ mod quantity;
 pub mod shell;
 mod suggest;
 
-pub use convert::{Request, Target, check, convert, dockerfile_source};
+pub use archive::is_archive;
+pub use convert::{HTTP_HEAD, HTTP_NAME, Request, Target, check, convert, dockerfile_source, http_context};
 pub use error::{DockerfileError, Locations};
 pub use lookup::{IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, OciLayoutLookup, ResolvedImage};
-pub use options::{CacheImport, Options, OptionsError, frontend_caps};
+pub use options::{CacheImport, HttpContext, Options, OptionsError, frontend_caps};

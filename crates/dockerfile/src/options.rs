@@ -53,6 +53,8 @@ pub struct Options {
     pub context_name: String,
     /// What the main context is, if not a local directory: a URL.
     pub context_url: String,
+    /// What the URL leads to, if it is one of a web server: [`http_context`](crate::http_context) says how to find out.
+    pub http_context: Option<HttpContext>,
     /// Name of the local directory with the Dockerfile.
     pub dockerfile_name: String,
     /// Whether the Dockerfile comes from that directory whatever the context is.
@@ -88,6 +90,15 @@ pub struct CacheImport {
     /// Where it is.
     #[serde(rename = "Attrs", alias = "attrs", default)]
     pub attrs: BTreeMap<String, String>,
+}
+
+/// What a web server has under the URL of a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpContext {
+    /// An archive with the files of the context.
+    Archive,
+    /// A Dockerfile, which is all there is.
+    File,
 }
 
 /// Why options are refused.
@@ -209,6 +220,7 @@ impl Options {
             cache_imports,
             context_name: "context".into(),
             context_url: text(&context_key),
+            http_context: None,
             dockerfile_name: attrs.get("dockerfilekey").cloned().unwrap_or_else(|| "dockerfile".into()),
             force_local_dockerfile: attrs.contains_key("dockerfilekey"),
             context_subdir: attrs.get("contextsubdir").cloned(),

@@ -35,6 +35,7 @@ pub use process::{
 };
 pub use quote::Quoted;
 pub use runc::{Config, Dns, Runc, SandboxNetwork};
+pub use runtime::Spawner;
 
 /// The host name of a container that was given none.
 pub const DEFAULT_HOSTNAME: &str = "buildkitsandbox";

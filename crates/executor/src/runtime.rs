@@ -187,13 +187,17 @@ fn look_up(name: &Path) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| executable(path))
 }
 
-/// Starts children from one thread that lives as long as the executor: a child's death signal comes when the *thread*
+/// Starts programs that die with the daemon, each in a process group of its own.
+///
+/// They are started from one thread that lives as long as the spawner: a child's death signal comes when the *thread*
 /// that started it ends, and the runtime's threads come and go.
 #[derive(Debug)]
-struct Spawner {
+pub struct Spawner {
     requests: mpsc::Sender<Request>,
     /// Children do not see the second version's hierarchy: crun refuses a host where both versions have controllers.
     hide_unified: bool,
+    /// The children's umask; the daemon itself has none.
+    umask: Option<u32>,
 }
 
 struct Request {
@@ -203,6 +207,11 @@ struct Request {
 }
 
 impl Spawner {
+    /// A spawner of programs that make files with the usual modes.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { umask: Some(0o022), ..Self::start(false)? })
+    }
+
     fn start(hide_unified: bool) -> io::Result<Self> {
         let (requests, incoming) = mpsc::channel::<Request>();
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
@@ -212,17 +221,21 @@ impl Spawner {
                 let _ = answer.send(command.spawn());
             }
         })?;
-        Ok(Self { requests, hide_unified })
+        Ok(Self { requests, hide_unified, umask: None })
     }
 
-    async fn spawn(&self, mut command: Command) -> io::Result<Child> {
+    /// Starts a program.
+    pub async fn spawn(&self, mut command: Command) -> io::Result<Child> {
         // A group of its own: a terminal's interrupt is for the daemon, which ends its children in order.
         command.process_group(0);
-        let hide_unified = self.hide_unified;
+        let (hide_unified, umask) = (self.hide_unified, self.umask);
         // SAFETY: between fork and exec only async-signal-safe calls are made: system calls, no allocation.
         unsafe {
             command.pre_exec(move || {
                 rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+                if let Some(umask) = umask {
+                    rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
+                }
                 if hide_unified { hide_unified_hierarchy() } else { Ok(()) }
             });
         }

@@ -74,7 +74,7 @@ async fn a_build_from_ping_to_return() {
     let pong = client.ping(of("b", wire::PingRequest {})).await.unwrap().into_inner();
     let has = |list: &[castor_proto::apicaps::ApiCap], id: &str| list.iter().any(|cap| cap.id == id && cap.enabled);
     assert!(has(&pong.frontend_api_caps, "return") && !has(&pong.frontend_api_caps, "gateway.exec"));
-    assert!(has(&pong.llb_caps, "mergeop") && !has(&pong.llb_caps, "source.git"));
+    assert!(has(&pong.llb_caps, "mergeop") && !has(&pong.llb_caps, "source.git.bundle"));
     assert_eq!(pong.workers[0].platforms[0].architecture, "amd64");
 
     let request = wire::SolveRequest {

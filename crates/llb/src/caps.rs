@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 /// The capabilities that castor's daemon has; exactly these are advertised.
 ///
-/// Left out because nothing implements them yet: sources git, http, OCI layout and image blobs; ssh mounts; CDI
-/// devices; the proxy network; content cache mounts; attestations; source policies; the remote caches of clouds.
+/// Left out because nothing implements them yet: sources OCI layout and image blobs; bundles and signatures of git,
+/// signatures of http; CDI devices; the proxy network; content cache mounts; attestations; source policies; the remote
+/// caches of clouds.
 pub const SUPPORTED: &[&str] = &[
     "constraints",
     "diffop",
@@ -23,6 +24,7 @@ pub const SUPPORTED: &[&str] = &[
     "exec.mount.cache.sharing",
     "exec.mount.secret",
     "exec.mount.selector",
+    "exec.mount.ssh",
     "exec.mount.tmpfs",
     "exec.mount.tmpfs.size",
     "exec.secretenv",
@@ -43,6 +45,24 @@ pub const SUPPORTED: &[&str] = &[
     "meta.ignorecache",
     "passthroughop",
     "platform",
+    // BuildKit's spelling.
+    "soruce.http.uidgid",
+    "source.git",
+    "source.git.checksum",
+    "source.git.fetchbycommit",
+    "source.git.fullurl",
+    "source.git.httpauth",
+    "source.git.keepgitdir",
+    "source.git.knownsshhosts",
+    "source.git.mountsshsock",
+    "source.git.mtime",
+    "source.git.skipsubmodules",
+    "source.git.subdir",
+    "source.http",
+    "source.http.auth",
+    "source.http.checksum",
+    "source.http.header",
+    "source.http.perm",
     "source.image",
     "source.image.checksum",
     "source.image.layerlimit",
@@ -70,39 +90,20 @@ const ABSENT: &[&str] = &[
     "exec.meta.network.proxy",
     "exec.meta.security.devices.v1",
     "exec.mount.cache.content",
-    "exec.mount.ssh",
     "exporter.image.attestations",
     "exporter.session",
     "gc.freespacefilter",
     "history.filter",
     "source.buildop.llbfilename",
-    "source.git",
     "source.git.bundle",
     "source.git.checkoutbundle",
-    "source.git.checksum",
-    "source.git.fetchbycommit",
-    "source.git.fullurl",
-    "source.git.httpauth",
-    "source.git.keepgitdir",
-    "source.git.knownsshhosts",
-    "source.git.mountsshsock",
-    "source.git.mtime",
     "source.git.signatureverify",
-    "source.git.skipsubmodules",
-    "source.git.subdir",
-    "source.http",
-    "source.http.auth",
-    "source.http.checksum",
-    "source.http.header",
-    "source.http.perm",
     "source.http.signatureverify",
     "source.imageblob",
     "source.local.metadatatransfer",
     "source.ocilayout",
     "source.policy",
     "source.policy.session",
-    // BuildKit's spelling.
-    "soruce.http.uidgid",
 ];
 
 /// Why an op cannot be taken.
@@ -168,9 +169,9 @@ mod tests {
         let caps = CapSet::supported();
         assert_eq!(caps.check("file.base"), Ok(()));
         assert_eq!(caps.check("file.copy.modestring"), Ok(()));
-        assert_eq!(caps.check("source.git"), Err(CapError::Unsupported("source.git".into())));
+        assert_eq!(caps.check("source.git.bundle"), Err(CapError::Unsupported("source.git.bundle".into())));
         assert_eq!(caps.check("x").unwrap_err().to_string(), "unknown API capability x");
         assert!(!caps.contains("file.copy.modestring"), "tolerated is not advertised");
-        assert!(CapSet::buildkit().contains("exec.mount.ssh"));
+        assert!(CapSet::buildkit().contains("source.git.bundle"));
     }
 }

@@ -36,6 +36,8 @@ pub use graph::{Edge, Graph, Limits, Vertex};
 pub use metadata::{LinuxResources, OpMetadata, ProgressGroup};
 pub use name::display_name;
 pub use op::Op;
-pub use source::{Differ, ImageSource, LocalSource, ResolveMode, Source};
+pub use source::{
+    BlobSource, Differ, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, Source,
+};
 pub use source_map::{Location, Position, Range, SourceFile, SourceMap};
 pub use state::{MarshalOptions, State};

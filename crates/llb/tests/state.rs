@@ -176,10 +176,10 @@ fn refuses_broken_definitions() {
     assert!(matches!(Graph::decode(&good, &small), Err(LlbError::Limit { .. })));
     let mut capable = good.clone();
     let metadata = capable.metadata.values_mut().next().unwrap();
-    metadata.caps.insert("source.git".into(), true);
+    metadata.caps.insert("source.git.bundle".into(), true);
     assert_eq!(
         decode(&capable).unwrap_err().to_string(),
-        "requested feature source.git is not supported by build server"
+        "requested feature source.git.bundle is not supported by build server"
     );
 }
 

@@ -167,6 +167,8 @@ pub struct SourceMetaRequest {
     pub resolve_mode: ResolveMode,
     /// The image's configuration is not wanted.
     pub no_config: bool,
+    /// The commit itself is wanted too.
+    pub git_objects: bool,
 }
 
 /// What is known of a source.
@@ -178,6 +180,36 @@ pub struct SourceMeta {
     pub attrs: BTreeMap<String, String>,
     /// For images.
     pub image: Option<ImageMeta>,
+    /// For git repositories.
+    pub git: Option<GitMeta>,
+    /// For files of web servers.
+    pub http: Option<HttpMeta>,
+}
+
+/// What is known of a git repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GitMeta {
+    /// What the reference names: a commit or a tag.
+    pub checksum: String,
+    /// The reference in full.
+    pub reference: String,
+    /// The commit, where a tag is named.
+    pub commit_checksum: String,
+    /// The commit as it is stored, if that was asked for.
+    pub commit_object: Bytes,
+    /// The tag as it is stored.
+    pub tag_object: Bytes,
+}
+
+/// What is known of a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HttpMeta {
+    /// Its digest.
+    pub checksum: String,
+    /// Its name.
+    pub filename: String,
+    /// When it was last modified, seconds since 1970.
+    pub last_modified: Option<i64>,
 }
 
 /// What is known of an image.

@@ -10,6 +10,8 @@ use castor_store::StoreError;
 
 use crate::bridge::code;
 use crate::files::FileError;
+use crate::git::GitError;
+use crate::web::WebError;
 
 /// Why an op failed. Messages are those that users see.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,15 @@ pub enum OpError {
     /// An image is not what it claims to be, or not what was asked for.
     #[error("{0}")]
     Image(String),
+    /// A file did not come from its web server.
+    #[error(transparent)]
+    Web(#[from] WebError),
+    /// A repository could not be fetched or checked out.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// No client has the SSH agent.
+    #[error("no SSH key {0:?} forwarded from the client")]
+    NoAgent(String),
     /// Something failed because layers could not be read.
     #[error("{source}: {}", Reads(.reads))]
     Layers {
@@ -95,6 +106,8 @@ impl OpError {
             Self::Exec(error) if error.is_canceled() => code::CANCELLED,
             Self::File { source: FileError::Cancelled, .. } => code::CANCELLED,
             Self::Session(error) => error.code() as i32,
+            Self::Git(error) if error.is_cancelled() => code::CANCELLED,
+            Self::Web(WebError::Secret(_, error)) => error.code() as i32,
             Self::Layers { source, .. } => source.code(),
             Self::Shared(error) => error.code(),
             _ => code::UNKNOWN,

@@ -11,23 +11,30 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod agent;
 pub mod bridge;
 mod error;
 mod failure;
 pub mod files;
+mod git;
 pub mod identity;
 mod images;
 mod look;
 mod openers;
 mod operation;
 pub mod path;
+mod pins;
+mod web;
 mod worker;
 
 pub use bridge::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 pub use error::OpError;
 pub use failure::failure;
+pub use git::GitError;
 pub use images::{Images, ResolvedImage};
 pub use openers::RegistryOpeners;
+pub use pins::Pins;
+pub use web::WebError;
 pub use worker::{Entitlements, Worker, WorkerConfig};
 
 /// An id that nobody can guess: 25 characters, as BuildKit's ids have.

@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use castor_fsutil::{Patterns, Stat, Walk};
-use castor_llb::Source;
+use castor_llb::{GitSource, HttpSource, Source};
 use castor_oci::{Platform, Reference};
 use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex};
 use castor_solver::Cx;
 use castor_store::ImmutableRef;
 use castor_task::{CancellationToken, reading};
 
-use crate::bridge::{ImageMeta, ReadDir, ReadFile, SourceMeta, SourceMetaRequest};
+use crate::bridge::{GitMeta, HttpMeta, ImageMeta, ReadDir, ReadFile, SourceMeta, SourceMetaRequest};
 use crate::files::Tree;
+use crate::git::Objects;
 use crate::openers::access;
+use crate::web::file_name;
 use crate::worker::{Worker, vertex_digest};
 use crate::{BridgeError, OpError};
 
@@ -77,12 +79,20 @@ impl Worker {
     ) -> Result<SourceMeta, BridgeError> {
         let invalid = |error: &dyn std::fmt::Display| BridgeError::unknown(error.to_string());
         let source = Source::parse(&request.identifier, &request.attrs).map_err(|error| invalid(&error))?;
+        let none = SourceMeta {
+            identifier: request.identifier.clone(),
+            attrs: request.attrs.clone(),
+            ..SourceMeta::default()
+        };
         let source = match source {
             Source::Image(source) => source,
             // Nothing can be known of these before they are here.
-            Source::Local(_) => {
-                return Ok(SourceMeta { identifier: request.identifier, attrs: request.attrs, image: None });
+            Source::Local(_) => return Ok(none),
+            Source::Git(source) => {
+                let git = Some(self.git_meta(cx, &source, request.git_objects).await?);
+                return Ok(SourceMeta { git, ..none });
             }
+            Source::Http(source) => return Ok(SourceMeta { http: Some(self.http_meta(cx, &source).await?), ..none }),
             _ => {
                 let scheme = request.identifier.split("://").next().unwrap_or_default();
                 return Err(OpError::Unsupported(format!("source {scheme}")).into());
@@ -98,11 +108,32 @@ impl Worker {
                 .warn(format!("registry of {reference} cannot be reached: using the image as it was known before"));
         }
         let config = if request.no_config { Bytes::new() } else { image.config_bytes.clone() };
-        Ok(SourceMeta {
-            identifier: request.identifier,
-            attrs: request.attrs,
-            image: Some(ImageMeta { digest: image.root.digest, config }),
+        Ok(SourceMeta { image: Some(ImageMeta { digest: image.root.digest, config }), ..none })
+    }
+
+    async fn git_meta(&self, cx: &Cx, source: &GitSource, objects: bool) -> Result<GitMeta, OpError> {
+        let mut resolved = self.git().resolve(self, cx, source).await?;
+        let objects = match objects {
+            true => self.git().objects(self, cx, source, &mut resolved).await?,
+            false => Objects::default(),
+        };
+        Ok(GitMeta {
+            checksum: resolved.checksum,
+            reference: resolved.reference,
+            commit_checksum: resolved.commit_of_tag.unwrap_or_default(),
+            commit_object: objects.commit.into(),
+            tag_object: objects.tag.into(),
         })
+    }
+
+    async fn http_meta(&self, cx: &Cx, source: &HttpSource) -> Result<HttpMeta, OpError> {
+        if !source.checksum.is_empty() {
+            let (checksum, filename) = (source.checksum.clone(), file_name(source)?);
+            return Ok(HttpMeta { checksum, filename, last_modified: None });
+        }
+        let found = self.web().find(self, cx, source).await?;
+        let (checksum, last_modified) = (found.checksum.to_string(), found.modified);
+        Ok(HttpMeta { checksum, filename: found.name, last_modified })
     }
 }
 

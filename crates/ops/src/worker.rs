@@ -18,9 +18,11 @@ use castor_task::Scope;
 use prost::Message as _;
 use tokio::sync::Semaphore;
 
+use crate::git::Git;
 use crate::images::Images;
-use crate::operation::{Diff, Exec, File, Image, Local, Merge, Passthrough, Refused};
-use crate::{BridgeError, OpError, identity};
+use crate::operation::{self, Diff, Exec, File, Http, Image, Local, Merge, Passthrough, Refused};
+use crate::web::Web;
+use crate::{BridgeError, OpError, Pins, identity};
 
 /// What a worker is made of.
 pub struct WorkerConfig {
@@ -57,7 +59,10 @@ pub struct Worker(Arc<Inner>);
 struct Inner {
     config: WorkerConfig,
     images: Images,
+    web: Web,
+    git: Git,
     places: Option<Arc<Semaphore>>,
+    pins: Pins,
 }
 
 impl std::fmt::Debug for Worker {
@@ -80,7 +85,8 @@ impl Worker {
     pub fn new(config: WorkerConfig) -> Self {
         let images = Images::new(config.registry.clone(), config.db.clone(), &config.scope);
         let places = config.parallelism.map(|places| Arc::new(Semaphore::new(places.max(1))));
-        Self(Arc::new(Inner { config, images, places }))
+        let (web, git) = (Web::new(config.db.clone()), Git::new(config.db.clone()));
+        Self(Arc::new(Inner { config, images, web, git, places, pins: Pins::default() }))
     }
 
     /// The store.
@@ -98,9 +104,22 @@ impl Worker {
         &self.0.images
     }
 
+    /// What sources turned out to be.
+    pub fn pins(&self) -> &Pins {
+        &self.0.pins
+    }
+
     /// Platforms whose processes run here, the daemon's own first.
     pub fn platforms(&self) -> &[Platform] {
         &self.0.config.platforms
+    }
+
+    pub(crate) fn web(&self) -> &Web {
+        &self.0.web
+    }
+
+    pub(crate) fn git(&self) -> &Git {
+        &self.0.git
     }
 
     pub(crate) fn executor(&self) -> &Arc<dyn Executor> {
@@ -250,8 +269,8 @@ impl Worker {
         match source {
             Source::Image(source) => Arc::new(Image { worker: self.clone(), source: source.clone(), platform }),
             Source::Local(source) => Arc::new(Local::new(self.clone(), source.clone())),
-            Source::Git(_) => refused("git"),
-            Source::Http(_) => refused("http"),
+            Source::Git(source) => Arc::new(operation::Git::new(self.clone(), source.clone())),
+            Source::Http(source) => Arc::new(Http::new(self.clone(), source.clone())),
             Source::OciLayout(_) => refused("oci-layout"),
             Source::ImageBlob(_) => refused("docker-image+blob"),
             Source::OciLayoutBlob(_) => refused("oci-layout+blob"),

@@ -411,7 +411,8 @@ async fn an_agent_is_reached_through_a_socket() {
     let (plain, _stop) = world.open(world.session()).await;
     let (keeper, _stop) = world.open(world.session().agents(agents)).await;
     let group = world.sessions.group([plain.id().to_owned(), keeper.id().to_owned()]);
-    assert!(ssh::find(&group, "unknown").await.unwrap().is_none());
+    let error = ssh::find(&group, "unknown").await.unwrap_err();
+    assert!(error.to_string().contains("unset ssh forward key unknown"), "{error}");
     let caller = ssh::find(&group, ssh::DEFAULT_ID).await.unwrap().unwrap();
     assert_eq!(caller.id(), keeper.id());
 

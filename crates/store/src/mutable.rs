@@ -88,6 +88,14 @@ impl MutableRef {
         Ok(())
     }
 
+    /// Ends [`retain_as`](Self::retain_as): the record goes with its last handle.
+    pub async fn abandon(self) {
+        self.inner.records.change(&self.handle.rec, |row| {
+            row.key = None;
+            row.retain = false;
+        });
+    }
+
     /// What watches a transfer into it, so that [`ImmutableRef::checksum`] need not read the files again. Changes are
     /// relative to the record's root. Take one for each transfer, before anything is written.
     pub async fn observer(&self) -> Result<Arc<HashObserver>, StoreError> {

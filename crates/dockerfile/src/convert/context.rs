@@ -14,9 +14,13 @@ use crate::git::GitRef;
 use crate::gofmt::quote;
 use crate::ignore::{self, Patterns};
 use crate::lookup::{IgnoreLookup, ImageLookup, OciLayoutLookup};
-use crate::{Options, platform};
+use crate::{HttpContext, Options, platform};
 
 const IGNORE_NAME: &str = ".dockerignore";
+/// The name of the file that a web server has under the URL of a context.
+pub const HTTP_NAME: &str = "context";
+/// How much of it tells what it is.
+pub const HTTP_HEAD: u64 = 1024;
 
 /// A context given by name.
 #[derive(Debug, Clone)]
@@ -93,7 +97,23 @@ pub fn dockerfile_source(options: &Options) -> Result<Definition, DockerfileErro
     marshalled(&State::local(&options.dockerfile_name, &local_options, constraints), "local source")
 }
 
-/// The main context, if it is neither a directory of the client nor a file on a web server.
+fn http_state(url: &str) -> State {
+    let options = HttpOptions { filename: HTTP_NAME.into(), ..HttpOptions::default() };
+    State::http(url, &options, Constraints::new().name("[internal] load remote build context"))
+}
+
+/// How to get what a web server has under the URL of the main context, if it is such a URL: build this, read the first
+/// [`HTTP_HEAD`] bytes of [`HTTP_NAME`] in it, and tell [`Options::http_context`] what [`is_archive`](crate::is_archive)
+/// says of them. A file that is no archive is the Dockerfile itself.
+pub fn http_context(options: &Options) -> Result<Option<Definition>, DockerfileError> {
+    let url = &options.context_url;
+    if !is_http(url) || GitRef::parse(url).is_some() {
+        return Ok(None);
+    }
+    marshalled(&http_state(url), "httpcontext").map(Some)
+}
+
+/// The main context, if it is no directory of the client.
 fn remote_context(options: &Options) -> Result<Option<State>> {
     let url = &options.context_url;
     let state = match GitRef::parse(url) {
@@ -109,7 +129,16 @@ fn remote_context(options: &Options) -> Result<Option<State>> {
             State::git(&git_options, Constraints::new().name(name))
         }
         None if is_http(url) => {
-            return Err(DockerfileError::new(format!("build context {url} is not supported by castor yet: HTTP")));
+            let state = http_state(url);
+            match options.http_context {
+                Some(HttpContext::Archive) => {
+                    let unpack = Box::new(CopyOptions { attempt_unpack: true, ..CopyOptions::default() });
+                    let src = format!("/{HTTP_NAME}");
+                    let action = Action::Copy { from: state, src, dest: "/".into(), options: unpack };
+                    State::scratch().file(vec![action], Constraints::new())
+                }
+                _ => state,
+            }
         }
         None => match options.inputs.get("context") {
             None => return Ok(None),

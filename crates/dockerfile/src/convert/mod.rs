@@ -31,7 +31,7 @@ use crate::parser::{self, directive};
 use crate::shell::Lexer;
 use crate::{MetaResolver, Options, platform};
 use context::LocalContext;
-pub use context::dockerfile_source;
+pub use context::{HTTP_HEAD, HTTP_NAME, dockerfile_source, http_context};
 use stage::StageState;
 
 /// What to convert.

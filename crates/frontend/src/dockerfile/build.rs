@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use castor_dockerfile::lint::Warning;
 use castor_dockerfile::{
-    DockerfileError, IgnoreFile, Options, OptionsError, Request, check, convert, dockerfile_source, frontend_caps,
-    parser,
+    DockerfileError, HTTP_HEAD, HTTP_NAME, HttpContext, IgnoreFile, Options, OptionsError, Request, check, convert,
+    dockerfile_source, frontend_caps, http_context, is_archive, parser,
 };
 use castor_llb::{CapSet, Definition};
 use castor_oci::{Digest, Platform};
@@ -88,10 +88,12 @@ pub(super) async fn build(bridge: Arc<dyn Bridge>, request: FrontendRequest) -> 
         let message = "failed to get frontend inputs: invalid nil input definition to definition op";
         return Err(BridgeError::unknown(message));
     }
-    let options = Options::from_attrs(&request.options, &bridge.session(), inputs).map_err(|error| refused(&error))?;
+    let mut options =
+        Options::from_attrs(&request.options, &bridge.session(), inputs).map_err(|error| refused(&error))?;
     let missing_cap = frontend_caps(request.options.get("frontend.caps").map_or("", String::as_str))
         .map_err(|error| refused(&error))?;
 
+    look_at_http_context(&bridge, &mut options).await?;
     let text = read(&bridge, &options).await?;
     syntax(&bridge, &request, &text)?;
     if let Some(error) = missing_cap {
@@ -211,6 +213,26 @@ fn refused(error: &OptionsError) -> BridgeError {
         OptionsError::Unsupported(_) => BridgeError::unimplemented(error.to_string()),
         OptionsError::Invalid(_) => BridgeError::unknown(error.to_string()),
     }
+}
+
+/// Finds out what a web server has under the URL of the context.
+async fn look_at_http_context(bridge: &Arc<dyn Bridge>, options: &mut Options) -> Result<(), BridgeError> {
+    let definition = http_context(options).map_err(|error| BridgeError::unknown(error.message()))?;
+    let Some(definition) = definition else { return Ok(()) };
+    let found =
+        single(bridge, definition, false).await.map_err(|error| error.context("failed to resolve httpcontext"))?;
+    let reference = found.ok_or_else(|| BridgeError::unknown("failed to resolve httpcontext: it is empty"))?;
+    let request = ReadFile { path: HTTP_NAME.to_owned(), offset: 0, length: Some(HTTP_HEAD) };
+    let head = bridge.read_file(&reference, request).await;
+    let head = head.map_err(|error| error.context("failed to read downloaded context"))?;
+    options.http_context = Some(match is_archive(&head) {
+        true => HttpContext::Archive,
+        false => {
+            HTTP_NAME.clone_into(&mut options.filename);
+            HttpContext::File
+        }
+    });
+    Ok(())
 }
 
 /// Reads the Dockerfile and the ignore file that belongs to it.

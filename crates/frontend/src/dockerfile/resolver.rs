@@ -1,7 +1,7 @@
 //! What the conversion asks, answered through the bridge. Equal questions are asked once, because stages and platforms
 //! repeat them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -35,11 +35,10 @@ impl Resolver {
         }
         let request = SourceMetaRequest {
             identifier: format!("docker-image://{}", image.reference),
-            attrs: BTreeMap::new(),
             platform: image.platform.clone(),
             log_name: image.log_name.clone(),
             resolve_mode: image.mode,
-            no_config: false,
+            ..SourceMetaRequest::default()
         };
         let context =
             |error: BridgeError| error.context(format!("failed to resolve source metadata for {}", image.reference));

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use castor_ops::bridge::{ReadDir, ReadFile, SourceMeta, code};
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveResult};
 use castor_proto::gateway::{self as wire, result::Result as WireRefs};
-use castor_proto::pb;
+use castor_proto::{Timestamp, pb};
 use castor_wire::Failure;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -193,7 +193,7 @@ impl Gateway {
         &self,
         request: wire::ResolveSourceMetaRequest,
     ) -> Result<wire::ResolveSourceMetaResponse, BridgeError> {
-        let SourceMeta { identifier, attrs, image } =
+        let SourceMeta { identifier, attrs, image, git, http } =
             self.bridge.resolve_source(convert::source_meta_request(request)?).await?;
         Ok(wire::ResolveSourceMetaResponse {
             source: Some(pb::SourceOp { identifier, attrs }),
@@ -202,8 +202,19 @@ impl Gateway {
                 config: image.config,
                 attestation_chain: None,
             }),
-            git: None,
-            http: None,
+            git: git.map(|git| wire::ResolveSourceGitResponse {
+                checksum: git.checksum,
+                r#ref: git.reference,
+                commit_checksum: git.commit_checksum,
+                commit_object: git.commit_object,
+                tag_object: git.tag_object,
+            }),
+            http: http.map(|http| wire::ResolveSourceHttpResponse {
+                checksum: http.checksum,
+                filename: http.filename,
+                last_modified: http.last_modified.map(|seconds| Timestamp { seconds, nanos: 0 }),
+                checksum_response: None,
+            }),
         })
     }
 

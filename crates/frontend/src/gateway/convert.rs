@@ -73,6 +73,9 @@ pub(super) fn source_meta_request(wire: gateway::ResolveSourceMetaRequest) -> Re
         return Err(BridgeError::unimplemented("source policies are not supported by castor yet"));
     }
     let Some(source) = wire.source else { return Err(invalid("source is required")) };
+    if wire.http.is_some_and(|http| http.checksum_request.is_some()) {
+        return Err(BridgeError::unimplemented("checksums of files with a suffix are not supported by castor yet"));
+    }
     let image = wire.image.unwrap_or_default();
     if image.attestation_chain || !image.resolve_attestations.is_empty() {
         return Err(BridgeError::unimplemented("attestations of images are not supported by castor yet"));
@@ -84,6 +87,7 @@ pub(super) fn source_meta_request(wire: gateway::ResolveSourceMetaRequest) -> Re
         log_name: wire.log_name,
         resolve_mode: resolve_mode(&wire.resolve_mode)?,
         no_config: image.no_config,
+        git_objects: wire.git.is_some_and(|git| git.return_object),
     })
 }
 

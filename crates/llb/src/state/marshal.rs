@@ -222,7 +222,11 @@ impl Writer<'_> {
         }
         let platform = identifier.starts_with("docker-image://") || identifier.starts_with("oci-layout://");
         // Only identifier and attributes are written; what they mean does not matter here.
-        let op = Op::Source(SourceOp { identifier: identifier.to_owned(), attrs, source: Source::Http(String::new()) });
+        let op = Op::Source(SourceOp {
+            identifier: identifier.to_owned(),
+            attrs,
+            source: Source::Http(crate::HttpSource::default()),
+        });
         Ok(self.finish_op(op, Vec::new(), constraints, platform))
     }
 

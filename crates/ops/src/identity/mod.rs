@@ -85,6 +85,47 @@ pub fn image_manifest(manifest: Digest, platform: &Platform, layer_limit: Option
     Digest::of(with_platform(object, platform, "Arch").number("Limit", limit).finish())
 }
 
+/// Key of a file from a web server: called `name`, with this digest, last modified at `modified` if that is known.
+pub fn http(source: &castor_llb::HttpSource, name: &str, checksum: &str, modified: Option<&str>) -> Digest {
+    let headers = source
+        .headers
+        .iter()
+        .map(|(name, value)| Object::default().text_always("Name", name).text_always("Value", value).finish());
+    let object = Object::default()
+        .text_always("Filename", name)
+        .raw("Perm", &source.perm.to_string())
+        .raw("UID", &source.uid.to_string())
+        .raw("GID", &source.gid.to_string())
+        .text_always("Checksum", checksum)
+        .text("LastModTime", modified.unwrap_or_default())
+        .text("AuthHeaderSecret", &source.auth_header_secret)
+        .list("Header", headers);
+    Digest::of(object.finish())
+}
+
+/// Key of a git repository at `commit`, which `reference` named if that is known.
+pub fn git(source: &castor_llb::GitSource, commit: &str, reference: &str) -> String {
+    let mut key = commit.to_owned();
+    if source.keep_git_dir {
+        key.push_str(".git");
+        if !reference.is_empty() {
+            key.push('#');
+            key.push_str(reference);
+        }
+    }
+    if !source.subdir.is_empty() {
+        key.push(':');
+        key.push_str(&source.subdir);
+    }
+    if source.skip_submodules {
+        key.push_str("(skip-submodules)");
+    }
+    if !source.mtime.is_empty() && source.mtime != "checkout" {
+        key.push_str(&format!("(mtime={})", source.mtime));
+    }
+    key
+}
+
 /// Key of a client's directory.
 pub fn local(name: &str, session: &str, source: &castor_llb::LocalSource) -> String {
     let metadata_only = source.metadata_only.is_some();

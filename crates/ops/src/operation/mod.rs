@@ -2,6 +2,8 @@
 
 mod exec;
 mod file;
+mod git;
+mod http;
 mod image;
 mod inputs;
 mod local;
@@ -11,6 +13,8 @@ mod stack;
 
 pub(crate) use exec::Exec;
 pub(crate) use file::File;
+pub(crate) use git::Git;
+pub(crate) use http::Http;
 pub(crate) use image::Image;
 pub(crate) use local::Local;
 pub(crate) use stack::{Diff, Merge, Passthrough};

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use castor_executor::{ExecMount, MountSource, RootMount, Secret};
 use castor_llb::op::{CacheMount, CacheSharing, Mount, MountKind, SecretMount};
-use castor_session::secrets;
+use castor_session::ssh::Access;
+use castor_session::{SessionError, secrets};
 use castor_solver::Cx;
 use castor_store::{ImmutableRef, Mounting, MutableRef, RecordOptions, RecordType, Sharing};
 
 use crate::OpError;
+use crate::agent::Agent;
 use crate::openers::group;
 use crate::worker::Worker;
 
@@ -30,6 +32,8 @@ pub(super) struct Mounts {
     outputs: Vec<(usize, Output)>,
     /// Writable refs whose changes are dropped, and cache mounts.
     kept: Vec<MutableRef>,
+    /// Sockets of agents.
+    agents: Vec<Agent>,
 }
 
 /// Makes mounts.
@@ -54,7 +58,14 @@ impl<'a> Preparation<'a> {
         inputs: &'a [ImmutableRef],
     ) -> Self {
         let root = RootMount { path: "/".into(), readonly: true };
-        let done = Mounts { root, mounts: Vec::new(), outputs: Vec::new(), kept: Vec::new(), mounted: Vec::new() };
+        let done = Mounts {
+            root,
+            mounts: Vec::new(),
+            outputs: Vec::new(),
+            kept: Vec::new(),
+            mounted: Vec::new(),
+            agents: Vec::new(),
+        };
         Self { worker, cx, command: args.join(" "), cwd, inputs, root: None, done, caches: HashMap::new() }
     }
 
@@ -86,7 +97,7 @@ impl<'a> Preparation<'a> {
             MountKind::Cache(cache) => Some(self.cache(mount, cache, input).await?),
             MountKind::Tmpfs { size } => Some(MountSource::Tmpfs { size: u64::try_from(*size).unwrap_or_default() }),
             MountKind::Secret(secret) => self.secret(secret).await?.map(MountSource::Secret),
-            MountKind::Ssh(_) => return Err(OpError::Unsupported("mount of type ssh".to_owned())),
+            MountKind::Ssh(agent) => self.agent(agent).await?,
         };
         let Some(source) = source else { return Ok(()) };
         if is_root {
@@ -193,6 +204,20 @@ impl<'a> Preparation<'a> {
         self.mounted(&writable).await
     }
 
+    /// A socket behind which is the client's agent. Without one an optional mount is none.
+    async fn agent(&mut self, agent: &SecretMount) -> Result<Option<MountSource>, OpError> {
+        let access = Access { uid: agent.uid, gid: agent.gid, mode: agent.mode & 0o777 };
+        match Agent::open(self.worker, self.cx, &agent.id, access).await {
+            Ok(open) => {
+                let source = MountSource::Path(open.path().to_owned());
+                self.done.agents.push(open);
+                Ok(Some(source))
+            }
+            Err(OpError::NoAgent(_) | OpError::Session(SessionError::Status(_))) if agent.optional => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn secret(&self, secret: &SecretMount) -> Result<Option<Secret>, OpError> {
         if secret.id.is_empty() {
             return Err(OpError::Invalid("secret ID missing from mount options".to_owned()));
@@ -210,6 +235,7 @@ impl Mounts {
     /// Ends everything: unmounts, and makes results of what was asked for. Nothing may use the mounts any more.
     pub(super) async fn commit(self) -> Result<Vec<Option<ImmutableRef>>, OpError> {
         drop(self.mounts);
+        drop(self.agents);
         drop(self.mounted);
         drop(self.kept);
         let mut results = Vec::new();

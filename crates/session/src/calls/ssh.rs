@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::lazily;
 use crate::{Caller, Group, SessionError, key};
@@ -21,7 +21,7 @@ use crate::{Caller, Group, SessionError, key};
 /// The agent that is meant if none is named.
 pub const DEFAULT_ID: &str = "default";
 
-/// The client of the group that has the agent `id`; `None` if no client has.
+/// The client of the group that has the agent `id`; `None` if no client forwards any. One that forwards others says so.
 pub async fn find(group: &Group, id: &str) -> Result<Option<Caller>, SessionError> {
     let found = group.any(|caller| async move {
         let mut client = SshClient::new(caller.channel());
@@ -30,7 +30,7 @@ pub async fn find(group: &Group, id: &str) -> Result<Option<Caller>, SessionErro
     });
     match found.await {
         Ok(caller) => Ok(Some(caller)),
-        Err(SessionError::Status(status)) if SessionError::from((*status).clone()).is_absent() => Ok(None),
+        Err(error) if error.code() == Code::Unimplemented => Ok(None),
         Err(error) => Err(error),
     }
 }
