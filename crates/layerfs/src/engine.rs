@@ -24,9 +24,11 @@ use crate::mode::{self, Mode, Modes};
 use crate::open::{Attempt, Fallback, Verification};
 use crate::origin::Origin;
 use crate::presence::{self, Presence, Stored};
-use crate::serve::{Served, Server};
+use crate::serve::Served;
+use crate::serving::Serving;
 use crate::source::{BlobOpener, LayerId, LayerSource, Lazy};
 use crate::tree::Tree;
+use crate::treefs::ServerProgram;
 use crate::unpack::with_sources;
 
 /// Memory for members being inflated, of all layers, in KiB.
@@ -43,6 +45,8 @@ pub struct Config {
     pub root: PathBuf,
     /// Use this mode instead of the best that the probe finds.
     pub mode: Option<Mode>,
+    /// What serves trees in mode `fuse`, which cannot be had without.
+    pub server: Option<ServerProgram>,
     /// Longest time that a read of a lazy layer may wait before it fails with EIO.
     pub read_deadline: Duration,
     /// Layers that are downloaded whole at the same time.
@@ -59,6 +63,7 @@ impl Config {
         Self {
             root: root.into(),
             mode: None,
+            server: None,
             read_deadline: Duration::from_secs(60),
             parallel_layers: 4,
             verification: Verification::Required,
@@ -88,7 +93,7 @@ pub(crate) struct Shared {
     pub downloads: Arc<Semaphore>,
     pub errors: ErrorLog,
     modes: Modes,
-    server: Option<Server>,
+    pub serving: Serving,
     numbers: AtomicU64,
     live: Mutex<HashMap<LayerId, Live>>,
     /// One at a time opens or begins a layer of a blob.
@@ -110,12 +115,16 @@ impl LayerEngine {
         let (root, inner) = (config.root.clone(), scope.clone());
         let mode = config.mode;
         let runtime = tokio::runtime::Handle::current();
-        let (modes, server) = castor_task::blocking(move || {
-            let _runtime = runtime.enter();
+        let program = config.server.clone();
+        let (modes, serving) = castor_task::blocking(move || {
             prepare(&root)?;
-            Ok::<_, LayerError>(mode::probe(&root, mode, &inner))
+            let serving = Serving::new(program, inner, runtime);
+            Ok::<_, LayerError>((mode::probe(&root, mode, &serving), serving))
         })
         .await?;
+        for (mode, reason) in &modes.passed_over {
+            tracing::info!(%mode, reason, "a mode of mounting layers does not work here");
+        }
         match &modes.complete {
             Ok(mode) => tracing::info!(%mode, lazy = %modes.lazy_text(), "layers are mounted"),
             Err(reason) => tracing::warn!(reason, "layers cannot be mounted"),
@@ -128,7 +137,7 @@ impl LayerEngine {
             scope,
             errors: ErrorLog::default(),
             modes,
-            server,
+            serving,
             numbers: AtomicU64::new(1),
             live: Mutex::default(),
             gates: Mutex::default(),
@@ -139,6 +148,11 @@ impl LayerEngine {
     /// What this machine can mount.
     pub fn modes(&self) -> &Modes {
         &self.shared.modes
+    }
+
+    /// The process that serves trees in mode `fuse`, if one runs.
+    pub fn tree_server(&self) -> Option<u32> {
+        self.shared.serving.tree_server()
     }
 
     /// The layer that `source` describes: from disk if it is here; else a lazy object, or an eager download that has
@@ -279,9 +293,7 @@ impl LayerEngine {
 
     /// Stops all fetches, answers what is parked, writes presence to disk.
     pub async fn shutdown(&self) {
-        if let Some(server) = &self.shared.server {
-            server.release_all();
-        }
+        self.shared.serving.layers.release_all();
         if let Err(error) = self.shared.scope.close(GRACE).await {
             tracing::warn!(%error, "shut down layers");
         }
@@ -299,10 +311,6 @@ impl Live {
 }
 
 impl Shared {
-    pub(crate) fn server(&self) -> Option<&Server> {
-        self.server.as_ref()
-    }
-
     pub(crate) fn modes(&self) -> &Modes {
         &self.modes
     }
@@ -443,7 +451,7 @@ impl Shared {
 
     /// Opens the object to its users: serves it, keeps its presence, holds it.
     pub(crate) fn publish(self: &Arc<Self>, core: Arc<Core>, object: Object) -> Arc<Layer> {
-        if let (Some(server), Some(fetcher)) = (&self.server, &object.fetcher) {
+        if let Some(fetcher) = &object.fetcher {
             let (tree, weak) = (object.tree.clone(), Arc::downgrade(&core));
             let told = Box::new(move |range: std::ops::Range<u64>, outcome: Result<(), &str>| {
                 let Some(core) = weak.upgrade() else { return };
@@ -464,7 +472,7 @@ impl Shared {
                 self.config.read_deadline,
                 told,
             );
-            server.add(core.number, served);
+            self.serving.layers.add(core.number, served);
         }
         if object.fetcher.is_some() && !core.complete.load(Ordering::Acquire) {
             let keeper = core.clone();

@@ -6,17 +6,20 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use castor_mount::{Detached, Device};
+use castor_mount::{Backing, Detached, Device};
 use castor_oci::Digest;
 use parking_lot::Mutex;
 
 use crate::engine::Shared;
 use crate::error::LayerError;
 use crate::image::{self, Base};
-use crate::layer::Layer;
-use crate::serve::{MAX_READ, Server};
+use crate::layer::{Layer, Object};
+use crate::mode::Mode;
+use crate::serve::{DataServer, MAX_READ};
+use crate::serving::Dependence;
 use crate::source::LayerId;
 use crate::tree::Tree;
+use crate::treefs::{MountFailure, TreeLayer};
 
 /// The mounted tree of a list of layers: an overlay lower. Nothing of it is visible in any mount namespace.
 ///
@@ -28,6 +31,7 @@ pub struct ImageTree {
     layers: Vec<Arc<Layer>>,
     /// Numbers of the layers that are served, not read from their files.
     served: Vec<u64>,
+    dependence: Dependence,
     shared: Arc<Shared>,
     users: Users,
 }
@@ -53,28 +57,34 @@ impl ImageTree {
         &self.layers
     }
 
-    /// Whether data of it is served by this process.
+    /// Whether reading it needs a server: this process or one that it has started.
     pub fn is_served(&self) -> bool {
-        !self.served.is_empty()
+        !matches!(self.dependence, Dependence::Files)
+    }
+
+    /// Whether another mount of the same layers would be better: the server is gone, or would not be needed.
+    fn is_outdated(&self) -> bool {
+        let server_for_nothing =
+            matches!(self.dependence, Dependence::Data(_)) && self.layers.iter().all(|layer| layer.is_complete());
+        server_for_nothing || !self.dependence.is_alive()
     }
 }
 
 impl Drop for ImageTree {
     fn drop(&mut self) {
-        if let Some(server) = self.shared.server() {
-            let mut users = self.users.lock();
-            for number in &self.served {
-                let left = users.get_mut(number).map_or(0, |count| {
-                    *count -= 1;
-                    *count
-                });
-                if left == 0 {
-                    users.remove(number);
-                    // An unmount waits, unkillably, for pages that are being read.
-                    server.release(*number);
-                }
+        let mut users = self.users.lock();
+        for number in &self.served {
+            let left = users.get_mut(number).map_or(0, |count| {
+                *count -= 1;
+                *count
+            });
+            if left == 0 {
+                users.remove(number);
+                // An unmount waits, unkillably, for pages that are being read.
+                self.shared.serving.layers.release(*number);
             }
         }
+        drop(users);
         drop(self.mount.take());
     }
 }
@@ -99,7 +109,8 @@ impl Trees {
         let ids: Vec<LayerId> = layers.iter().map(|layer| layer.id()).collect();
         let name = image::name(&ids, base);
         let _one = self.building.lock().await;
-        if let Some(tree) = self.mounted.lock().get(&name).and_then(Weak::upgrade) {
+        let mounted = self.mounted.lock().get(&name).and_then(Weak::upgrade);
+        if let Some(tree) = mounted.filter(|tree| !tree.is_outdated()) {
             return Ok(tree);
         }
         if let Err(reason) = &shared.modes().complete {
@@ -170,46 +181,106 @@ fn mount(
     if !path.exists() {
         image::build(&trees, name, base, path).map_err(LayerError::Mount)?;
     }
-    let mut served = Vec::new();
-    let mut seen = HashSet::new();
-    let names: Vec<_> = layers.iter().map(|layer| Server::name(layer.core.number)).collect();
-    let mut devices = Vec::new();
-    for ((layer, object), file) in layers.iter().zip(&objects).zip(&names) {
-        if object.tree.data_size() == 0 {
-            continue;
-        }
-        match (layer.is_complete(), shared.server()) {
-            (true, _) => devices.push(Device::File(object.data.as_fd())),
-            (false, Some(server)) => {
-                devices.push(Device::In(server.directory(), file));
-                if seen.insert(layer.core.number) {
-                    served.push(layer.core.number);
-                }
-            }
-            (false, None) => {
-                let reason = shared.modes().lazy.clone().err().unwrap_or_default();
-                return Err(LayerError::Mount(format!("layer {} is not complete: {reason}", layer.id())));
-            }
-        }
-    }
     let image = std::fs::File::open(path).map_err(|e| LayerError::io("open", path, e))?;
-    let before = (!served.is_empty()).then(devices_with_read_ahead);
-    let mounted = castor_mount::erofs(image.as_fd(), &devices, devices.is_empty());
-    drop(devices);
-    let detached = mounted.map_err(|error| LayerError::Mount(error.to_string()))?;
-    if let Some(before) = before {
-        raise_read_ahead(&before);
-    }
+    // Asked once: a layer may become complete any moment.
+    let parts: Vec<Part<'_>> = layers
+        .iter()
+        .zip(&objects)
+        .filter(|(_, object)| object.tree.data_size() > 0)
+        .map(|(layer, object)| Part { layer, object, complete: layer.is_complete() })
+        .collect();
+    let modes = shared.modes();
+    let lazy = parts.iter().find(|part| !part.complete);
+    let mode = match lazy {
+        None => modes.complete.clone().map_err(LayerError::Mount)?,
+        Some(part) => modes
+            .lazy
+            .clone()
+            .map_err(|reason| LayerError::Mount(format!("layer {} is not complete: {reason}", part.layer.id())))?,
+    };
+    let (mounted, dependence) = match mode {
+        Mode::Fuse => mount_fuse(shared, &image, &parts)?,
+        _ => mount_erofs(shared, &image, &parts, mode)?,
+    };
     for fetcher in objects.iter().filter_map(|object| object.fetcher.as_ref()).filter(|_| shared.config.prefetch) {
         fetcher.prefetch();
     }
+    let mut served: Vec<u64> = parts.iter().filter(|part| !part.complete).map(|part| part.layer.core.number).collect();
+    served.sort_unstable();
+    served.dedup();
     {
         let mut users = users.lock();
         for number in &served {
             *users.entry(*number).or_default() += 1;
         }
     }
-    Ok(ImageTree { mount: Some(detached), layers, served, shared: shared.clone(), users })
+    Ok(ImageTree { mount: Some(mounted), layers, served, dependence, shared: shared.clone(), users })
+}
+
+/// A layer of an image, with a device of its own.
+struct Part<'a> {
+    layer: &'a Layer,
+    object: &'a Object,
+    complete: bool,
+}
+
+/// Mounts an image as EROFS.
+fn mount_erofs(
+    shared: &Shared,
+    image: &std::fs::File,
+    parts: &[Part<'_>],
+    mode: Mode,
+) -> Result<(Detached, Dependence), LayerError> {
+    let names: Vec<_> = parts.iter().map(|part| DataServer::name(part.layer.core.number)).collect();
+    let server = match mode {
+        Mode::ErofsFuse | Mode::ErofsFuseLoop => Some(shared.serving.data().map_err(LayerError::Mount)?),
+        Mode::Erofs | Mode::ErofsLoop | Mode::Fuse => None,
+    };
+    let devices: Vec<Device<'_>> = parts
+        .iter()
+        .zip(&names)
+        .map(|(part, name)| match &server {
+            Some(server) if !part.complete => Device::In(server.directory(), name),
+            _ => Device::File(part.object.data.as_fd()),
+        })
+        .collect();
+    let before = server.is_some().then(devices_with_read_ahead);
+    let mounted = castor_mount::erofs(image.as_fd(), &devices, devices.is_empty(), mode.backing())
+        .map_err(|error| LayerError::Mount(error.to_string()))?;
+    if let Some(before) = before {
+        match mode.backing() {
+            Backing::Files => raise_read_ahead(devices_with_read_ahead().difference(&before)),
+            Backing::Loops => raise_read_ahead(device_of(&mounted).iter()),
+        }
+    }
+    Ok((mounted, server.map_or(Dependence::Files, Dependence::Data)))
+}
+
+/// Mounts an image as a FUSE file system of another process.
+fn mount_fuse(
+    shared: &Shared,
+    image: &std::fs::File,
+    parts: &[Part<'_>],
+) -> Result<(Detached, Dependence), LayerError> {
+    let layers: Vec<TreeLayer<'_>> = parts
+        .iter()
+        .map(|part| TreeLayer { number: part.layer.core.number, data: &part.object.data, complete: part.complete })
+        .collect();
+    let patience = shared.config.read_deadline;
+    let mut again = true;
+    loop {
+        let server = shared.serving.trees().map_err(LayerError::Mount)?;
+        match server.mount(image, &layers, patience) {
+            Ok(mounted) => {
+                raise_read_ahead(device_of(&mounted).iter());
+                return Ok((mounted, Dependence::Trees(server)));
+            }
+            // One that was killed meanwhile is replaced; twice is no accident.
+            Err(MountFailure::Ended) if std::mem::take(&mut again) => {}
+            Err(MountFailure::Ended) => return Err(LayerError::Mount("the server of image trees ended".into())),
+            Err(MountFailure::Other(reason)) => return Err(LayerError::Mount(reason)),
+        }
+    }
 }
 
 const BDI: &str = "/sys/class/bdi";
@@ -220,10 +291,16 @@ fn devices_with_read_ahead() -> HashSet<String> {
     names.filter(|name| name.starts_with("erofs-")).collect()
 }
 
-/// Lets the mount that has just appeared read ahead as far as the server answers at once. A served read costs a switch
-/// of processes, so larger ones pay; if the setting cannot be found, reads are only smaller.
-fn raise_read_ahead(before: &HashSet<String>) {
-    for name in devices_with_read_ahead().difference(before) {
+/// The name of a mount's device there, where it is that of the file system.
+fn device_of(mount: &Detached) -> Option<String> {
+    let device = rustix::fs::fstat(mount).ok()?.st_dev;
+    Some(format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device)))
+}
+
+/// Lets a mount read ahead as far as the server answers at once. A served read costs a switch of processes, so larger ones
+/// pay; if the setting cannot be found, reads are only smaller.
+fn raise_read_ahead<'a>(devices: impl Iterator<Item = &'a String>) {
+    for name in devices {
         let path = Path::new(BDI).join(name).join("read_ahead_kb");
         if let Err(error) = std::fs::write(&path, (MAX_READ >> 10).to_string()) {
             tracing::debug!(path = %path.display(), %error, "set read-ahead");

@@ -98,9 +98,7 @@ impl Drop for Layer {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        if let Some(server) = self.shared.server() {
-            server.remove(self.number);
-        }
+        self.shared.serving.layers.remove(self.number);
     }
 }
 

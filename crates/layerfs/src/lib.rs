@@ -32,8 +32,10 @@ mod presence;
 mod serve;
 mod source;
 mod tree;
+mod serving;
 mod unpack;
 
+mod treefs;
 pub use engine::{Config, LayerEngine};
 pub use error::{LayerError, ReadError};
 pub use image_tree::ImageTree;
@@ -42,3 +44,4 @@ pub use mode::{Mode, Modes};
 pub use open::{NOT_ASKED, Verification};
 pub use opener::{RegistryOpener, external_toc};
 pub use source::{BlobOpener, FetchError, LayerId, LayerSource, Lazy, Priority, RangeBody};
+pub use treefs::{ServerProgram, serve_trees};

@@ -7,6 +7,8 @@ use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use castor_archive::ReadAt;
+
 /// A whole file, mapped.
 ///
 /// Invariant: files that are mapped lie in castor's state directory, are complete before they get their name, and are
@@ -50,6 +52,16 @@ impl Deref for Map {
     fn deref(&self) -> &[u8] {
         // SAFETY: the mapping covers `length` bytes until it is dropped, and they do not change (see `Map`).
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
+impl ReadAt for Map {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        (**self).read_at(buf, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.length as u64)
     }
 }
 

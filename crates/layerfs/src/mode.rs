@@ -10,26 +10,59 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use castor_erofs::{Attributes, Body, DeviceSlot, Extent, Tree, write_image};
-use castor_mount::Device;
-use castor_task::Scope;
+use castor_mount::{Backing, Detached, Device};
 
-use crate::serve::{Served, Server};
+use crate::serve::{DataServer, Served};
+use crate::serving::Serving;
+use crate::treefs::{MountFailure, TreeLayer};
 
 /// A way of mounting an image tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// EROFS over the data files themselves: all layers complete, no server.
     Erofs,
+    /// The same over loop devices, for kernels and state directories that have nothing else.
+    ErofsLoop,
     /// EROFS over files that castor's own FUSE file system serves.
     ErofsFuse,
+    /// The same over loop devices.
+    ErofsFuseLoop,
+    /// castor's own FUSE file system, served by a process of its own.
+    Fuse,
 }
 
 impl Mode {
+    /// All, best first.
+    pub const ALL: [Self; 5] = [Self::Erofs, Self::ErofsLoop, Self::ErofsFuse, Self::ErofsFuseLoop, Self::Fuse];
+
     /// Its name in configuration, log and `debug workers`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Erofs => "erofs",
+            Self::ErofsLoop => "erofs+loop",
             Self::ErofsFuse => "erofs+fuse",
+            Self::ErofsFuseLoop => "erofs+fuse+loop",
+            Self::Fuse => "fuse",
+        }
+    }
+
+    /// What EROFS reads its files through.
+    pub(crate) fn backing(self) -> Backing {
+        match self {
+            Self::ErofsLoop | Self::ErofsFuseLoop => Backing::Loops,
+            Self::Erofs | Self::ErofsFuse | Self::Fuse => Backing::Files,
+        }
+    }
+
+    /// The modes that a configured one allows for complete layers and for lazy ones.
+    fn allowed(wanted: Option<Self>) -> (&'static [Self], &'static [Self]) {
+        match wanted {
+            None => (&[Self::Erofs, Self::ErofsLoop, Self::Fuse], &[Self::ErofsFuse, Self::ErofsFuseLoop, Self::Fuse]),
+            Some(Self::Erofs) => (&[Self::Erofs], &[]),
+            Some(Self::ErofsLoop) => (&[Self::ErofsLoop], &[]),
+            Some(Self::ErofsFuse) => (&[Self::Erofs], &[Self::ErofsFuse]),
+            Some(Self::ErofsFuseLoop) => (&[Self::ErofsLoop], &[Self::ErofsFuseLoop]),
+            Some(Self::Fuse) => (&[Self::Fuse], &[Self::Fuse]),
         }
     }
 }
@@ -44,10 +77,10 @@ impl FromStr for Mode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Erofs, Self::ErofsFuse]
-            .into_iter()
-            .find(|mode| mode.name() == text)
-            .ok_or_else(|| format!("unknown mode {text:?}: want erofs or erofs+fuse"))
+        Self::ALL.into_iter().find(|mode| mode.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name);
+            format!("unknown mode {text:?}: want one of {}", names.join(", "))
+        })
     }
 }
 
@@ -58,45 +91,56 @@ pub struct Modes {
     pub complete: Result<Mode, String>,
     /// How lazy layers are mounted; or why they cannot be (all layers are then eager, and say so).
     pub lazy: Result<Mode, String>,
+    /// Better modes that do not work here, and why.
+    pub passed_over: Vec<(Mode, String)>,
 }
 
 impl Modes {
+    /// The mode of complete layers, or why there is none, as text.
+    pub fn complete_text(&self) -> String {
+        text(&self.complete)
+    }
+
     /// The mode of lazy layers, or why there is none, as text.
     pub fn lazy_text(&self) -> String {
-        match &self.lazy {
-            Ok(mode) => mode.name().to_owned(),
-            Err(reason) => reason.clone(),
-        }
+        text(&self.lazy)
     }
 }
 
-/// Finds out, by trying under `root`, what can be mounted; starts the server of lazy layers if that works. Blocks.
-pub(crate) fn probe(root: &Path, wanted: Option<Mode>, scope: &Scope) -> (Modes, Option<Server>) {
+fn text(mode: &Result<Mode, String>) -> String {
+    match mode {
+        Ok(mode) => mode.name().to_owned(),
+        Err(reason) => reason.clone(),
+    }
+}
+
+/// Finds out, by trying under `root`, what can be mounted, of what `wanted` allows. Blocks.
+pub(crate) fn probe(root: &Path, wanted: Option<Mode>, serving: &Serving) -> Modes {
+    let mut passed_over = Vec::new();
     let files = match Files::make(root) {
         Ok(files) => files,
-        Err(reason) => return (Modes { complete: Err(reason.clone()), lazy: Err(reason) }, None),
+        Err(reason) => return Modes { complete: Err(reason.clone()), lazy: Err(reason), passed_over },
     };
-    if let Err(reason) = files.read(&Device::File(files.data.as_fd())) {
-        let reason = format!("EROFS over files in {} does not work here: {reason}", root.display());
-        return (Modes { complete: Err(reason.clone()), lazy: Err(reason) }, None);
-    }
-    let complete = Ok(Mode::Erofs);
-    if wanted == Some(Mode::Erofs) {
-        return (Modes { complete, lazy: Err("mode erofs is configured, which serves no lazy layers".into()) }, None);
-    }
-    let served = Server::start(scope).and_then(|server| {
-        let data = files.data.try_clone().map_err(|e| e.to_string())?;
-        let deadline = Duration::from_secs(10);
-        server.add(0, Served::new(PAYLOAD.len() as u64, Arc::new(data), None, deadline, Box::new(|_, _| {})));
-        let name = Server::name(0);
-        let read = files.read(&Device::In(server.directory(), &name));
-        server.remove(0);
-        read.map(|()| server)
-    });
-    match served {
-        Ok(server) => (Modes { complete, lazy: Ok(Mode::ErofsFuse) }, Some(server)),
-        Err(reason) => (Modes { complete, lazy: Err(format!("lazy layers cannot be served here: {reason}")) }, None),
-    }
+    let mut first = |modes: &[Mode]| {
+        let before = passed_over.len();
+        for mode in modes {
+            match files.try_mode(*mode, serving) {
+                Ok(()) => return Ok(*mode),
+                Err(reason) => passed_over.push((*mode, reason)),
+            }
+        }
+        let reasons: Vec<String> =
+            passed_over.split_off(before).into_iter().map(|(mode, reason)| format!("{mode}: {reason}")).collect();
+        Err(reasons.join("; "))
+    };
+    let (complete, lazy) = Mode::allowed(wanted);
+    let complete =
+        first(complete).map_err(|reasons| format!("layers in {} cannot be mounted here: {reasons}", root.display()));
+    let lazy = match (lazy, wanted) {
+        ([], Some(mode)) => Err(format!("mode {mode} is configured, which serves no lazy layers")),
+        (modes, _) => first(modes).map_err(|reasons| format!("lazy layers cannot be served here: {reasons}")),
+    };
+    Modes { complete, lazy, passed_over }
 }
 
 const PAYLOAD: &[u8; 4096] = &[0x5a; 4096];
@@ -128,13 +172,57 @@ impl Files {
         Ok(Self { image, data })
     }
 
-    fn read(&self, device: &Device<'_>) -> Result<(), String> {
-        let mount =
-            castor_mount::erofs(self.image.as_fd(), std::slice::from_ref(device), false).map_err(|e| e.to_string())?;
-        let fd = rustix::fs::openat(&mount, "probe", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
-            .map_err(|e| format!("open a file of it: {e}"))?;
-        let mut bytes = Vec::new();
-        File::from(fd).read_to_end(&mut bytes).map_err(|e| format!("read a file of it: {e}"))?;
-        if bytes != PAYLOAD { Err("a file of it has wrong content".into()) } else { Ok(()) }
+    fn try_mode(&self, mode: Mode, serving: &Serving) -> Result<(), String> {
+        // No layer has this number.
+        const NUMBER: u64 = 0;
+        let erofs = |device: &Device<'_>| {
+            let devices = std::slice::from_ref(device);
+            castor_mount::erofs(self.image.as_fd(), devices, false, mode.backing()).map_err(|e| e.to_string())
+        };
+        if matches!(mode, Mode::Erofs | Mode::ErofsLoop) {
+            return check(&erofs(&Device::File(self.data.as_fd()))?);
+        }
+        let data = Arc::new(self.data.try_clone().map_err(|e| e.to_string())?);
+        let served = Served::new(PAYLOAD.len() as u64, data, None, PATIENCE, Box::new(|_, _| {}));
+        serving.layers.add(NUMBER, served);
+        let mounted = match mode {
+            Mode::Fuse => serving.trees().and_then(|server| {
+                let layer = TreeLayer { number: NUMBER, data: &self.data, complete: false };
+                server.mount(&self.image, &[layer], PATIENCE).map_err(|failure| match failure {
+                    MountFailure::Ended => "its server ended at once".into(),
+                    MountFailure::Other(reason) => reason,
+                })
+            }),
+            _ => serving.data().and_then(|server| erofs(&Device::In(server.directory(), &DataServer::name(NUMBER)))),
+        };
+        let outcome = mounted.and_then(|mount| check(&mount));
+        serving.layers.remove(NUMBER);
+        outcome
+    }
+}
+
+/// How long a read of the probe may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Reads the probe's file in a mount.
+fn check(mount: &Detached) -> Result<(), String> {
+    let fd = rustix::fs::openat(mount, "probe", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
+        .map_err(|e| format!("open a file of it: {e}"))?;
+    let mut bytes = Vec::new();
+    File::from(fd).read_to_end(&mut bytes).map_err(|e| format!("read a file of it: {e}"))?;
+    if bytes != PAYLOAD { Err("a file of it has wrong content".into()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_known_by_their_names() {
+        for mode in Mode::ALL {
+            assert_eq!(mode.name().parse::<Mode>(), Ok(mode));
+        }
+        let error = "erofs+ublk".parse::<Mode>().unwrap_err();
+        assert!(error.contains("erofs, erofs+loop, erofs+fuse, erofs+fuse+loop, fuse"), "{error}");
     }
 }

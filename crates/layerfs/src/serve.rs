@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use castor_mount::Detached;
@@ -28,6 +28,7 @@ use fuser::{
     SessionACL,
 };
 use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,7 @@ pub(crate) const SHORTEST: Duration = Duration::from_millis(500);
 /// Largest read: EROFS's read-ahead.
 pub(crate) const MAX_READ: u32 = 1 << 20;
 /// Requests that may wait at the same time, of all layers.
-const MAX_BACKGROUND: u16 = 16_384;
+pub(crate) const MAX_BACKGROUND: u16 = 16_384;
 /// Names and attributes never change.
 const FOREVER: Duration = Duration::from_secs(86_400 * 365);
 const ROOT: u64 = 1;
@@ -72,6 +73,30 @@ impl Served {
         Self { size, data, fetcher, deadline, told, parked: Mutex::default(), failed: Mutex::default() }
     }
 
+    /// Whether all of `range` is here; notes that a reader uses it if so. Needs the runtime.
+    pub(crate) fn here(&self, range: &Range<u64>) -> Result<bool, &'static str> {
+        let Some(fetcher) = &self.fetcher else { return Ok(true) };
+        // A panic would end the thread that asks, and with it every layer that is served: it costs this read, as it would
+        // in a task.
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fetcher.here(range)))
+            .map_err(|_| "the planner of fetches panicked")
+    }
+
+    /// Whether every byte is here.
+    pub(crate) fn all_here(&self) -> bool {
+        self.fetcher.as_ref().is_none_or(|fetcher| fetcher.presence().all())
+    }
+
+    /// Waits until all of `range` is here, until it is known that it cannot be had, or until the layer is released.
+    pub(crate) async fn wait(&self, range: Range<u64>) -> Result<(), String> {
+        let Some(fetcher) = &self.fetcher else { return Ok(()) };
+        let parked = self.parked.lock().clone();
+        tokio::select! {
+            () = parked.cancelled() => Err("the layer is being unmounted".to_owned()),
+            outcome = self.fetch(fetcher, range) => outcome,
+        }
+    }
+
     /// Waits until all of `range` is here, as long as is sensible now.
     pub(crate) async fn fetch(&self, fetcher: &Fetcher, range: Range<u64>) -> Result<(), String> {
         let failed = *self.failed.lock();
@@ -86,52 +111,15 @@ impl Served {
     }
 }
 
-type Table = Arc<RwLock<HashMap<u64, Arc<Served>>>>;
-
-/// The file system, mounted and served.
-pub(crate) struct Server {
-    table: Table,
-    mount: Detached,
-    _thread: JoinHandle<()>,
+/// The layers that are served, by number: those of this file system, and those that a process of their own asks about.
+#[derive(Default)]
+pub(crate) struct ServedLayers {
+    table: RwLock<HashMap<u64, Arc<Served>>>,
 }
 
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("layers", &self.table.read().len()).finish_non_exhaustive()
-    }
-}
-
-impl Server {
-    /// Mounts it and begins to serve; fetches run in `scope`. Blocks. Call it within the runtime.
-    pub(crate) fn start(scope: &Scope) -> Result<Self, String> {
-        let mounted = castor_mount::fuse("castor-layers", MAX_READ).map_err(|e| e.to_string())?;
-        let table = Table::default();
-        let runtime = tokio::runtime::Handle::try_current().map_err(|e| e.to_string())?;
-        let files = Files { table: table.clone(), scope: scope.clone(), runtime };
-        let mut config = fuser::Config::default();
-        config.n_threads = Some(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4));
-        config.acl = SessionACL::Owner;
-        let session = Session::from_fd(files, mounted.device, SessionACL::Owner, config).map_err(|e| e.to_string())?;
-        let thread = std::thread::Builder::new()
-            .name("layer-server".into())
-            .spawn(move || {
-                if let Err(error) = session.run() {
-                    // The connection ends with the last mount that uses it.
-                    tracing::debug!(%error, "the layers' file system ended");
-                }
-            })
-            .map_err(|e| e.to_string())?;
-        Ok(Self { table, mount: mounted.mount, _thread: thread })
-    }
-
-    /// The directory of the files, for [`castor_mount::Device::In`].
-    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
-        self.mount.as_fd()
-    }
-
-    /// The name of a layer's file.
-    pub(crate) fn name(number: u64) -> OsString {
-        format!("l{number}").into()
+impl ServedLayers {
+    pub(crate) fn get(&self, number: u64) -> Option<Arc<Served>> {
+        self.table.read().get(&number).cloned()
     }
 
     /// Begins to serve a layer under `number`.
@@ -148,7 +136,7 @@ impl Server {
 
     /// Answers what waits for a layer; later reads wait as before.
     pub(crate) fn release(&self, number: u64) {
-        if let Some(served) = self.table.read().get(&number) {
+        if let Some(served) = self.get(number) {
             std::mem::take(&mut *served.parked.lock()).cancel();
         }
     }
@@ -161,15 +149,60 @@ impl Server {
     }
 }
 
+/// The file system, mounted and served.
+pub(crate) struct DataServer {
+    mount: Detached,
+    ended: Arc<AtomicBool>,
+}
+
+impl DataServer {
+    /// Mounts it and begins to serve `layers`; fetches run in `scope`. Blocks.
+    pub(crate) fn start(layers: Arc<ServedLayers>, scope: &Scope, runtime: &Handle) -> Result<Self, String> {
+        let mounted = castor_mount::fuse("castor-layers", MAX_READ).map_err(|e| e.to_string())?;
+        let files = Files { layers, scope: scope.clone(), runtime: runtime.clone() };
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4));
+        config.acl = SessionACL::Owner;
+        let session = Session::from_fd(files, mounted.device, SessionACL::Owner, config).map_err(|e| e.to_string())?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = ended.clone();
+        std::thread::Builder::new()
+            .name("layer-server".into())
+            .spawn(move || {
+                let outcome = session.run();
+                // The connection ends with the last mount that uses it, or because somebody ended it from outside.
+                tracing::debug!(?outcome, "the layers' file system ended");
+                end.store(true, Ordering::Release);
+            })
+            .map_err(|e| e.to_string())?;
+        Ok(Self { mount: mounted.mount, ended })
+    }
+
+    /// Whether it answers.
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.ended.load(Ordering::Acquire)
+    }
+
+    /// The directory of the files, for [`castor_mount::Device::In`].
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+
+    /// The name of a layer's file.
+    pub(crate) fn name(number: u64) -> OsString {
+        format!("l{number}").into()
+    }
+}
+
 struct Files {
-    table: Table,
+    layers: Arc<ServedLayers>,
     scope: Scope,
-    runtime: tokio::runtime::Handle,
+    runtime: Handle,
 }
 
 impl Files {
     fn served(&self, node: u64) -> Option<Arc<Served>> {
-        self.table.read().get(&node.checked_sub(FIRST)?).cloned()
+        self.layers.get(node.checked_sub(FIRST)?)
     }
 
     fn attributes(node: u64, size: u64) -> FileAttr {
@@ -279,26 +312,18 @@ impl Filesystem for Files {
         let Some(served) = self.served(node.0) else { return reply.error(Errno::EIO) };
         let end = (offset + u64::from(size)).min(served.size);
         let range = offset.min(end)..end;
-        let Some(fetcher) = served.fetcher.clone() else { return answer(&served, &range, reply) };
         // Reading ahead spawns fetches, which needs the runtime.
         let _runtime = self.runtime.enter();
-        // A panic would end this thread, and with it every layer that is served: it costs this read, as it would in a task.
-        let here = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fetcher.here(&range)));
-        match here {
+        match served.here(&range) {
             Ok(true) => return answer(&served, &range, reply),
             Ok(false) => {}
-            Err(_) => {
-                (served.told)(range, Err("the planner of fetches panicked"));
+            Err(cause) => {
+                (served.told)(range, Err(cause));
                 return reply.error(Errno::EIO);
             }
         }
-        let parked = served.parked.lock().clone();
         self.scope.spawn_named(format!("read of layer file {}", node.0), async move {
-            let outcome = tokio::select! {
-                () = parked.cancelled() => Err("the layer is being unmounted".to_owned()),
-                outcome = served.fetch(&fetcher, range.clone()) => outcome,
-            };
-            match outcome {
+            match served.wait(range.clone()).await {
                 Ok(()) => castor_task::blocking(move || answer(&served, &range, reply)).await,
                 Err(cause) => {
                     (served.told)(range, Err(&cause));

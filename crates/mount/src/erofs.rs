@@ -1,10 +1,11 @@
 //! EROFS and FUSE mounts, detached.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
@@ -12,6 +13,7 @@ use rustix::mount::{
 use crate::child;
 use crate::detached::Detached;
 use crate::error::MountError;
+use crate::loops;
 
 /// A file that holds data of an EROFS image.
 #[derive(Debug)]
@@ -39,13 +41,28 @@ impl Device<'_> {
     }
 }
 
-const STEPS: [&str; 5] = ["fork for", "open context of", "configure", "create", "mount"];
+/// What the kernel reads the files of an EROFS image through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// The files themselves (Linux 6.12, on file systems that have their data in the page cache).
+    Files,
+    /// A loop device for each, which goes with the mount.
+    Loops,
+}
+
+const STEPS: [&str; 6] =
+    ["fork for", "open context of", "configure", "create", "mount", "make a loop device for a part of"];
 
 /// Mounts the EROFS image in the file `image`, whose data lies on `devices`, in slot order. Blocks.
 ///
 /// An image without devices must say so by `devices` being empty **and** `metadata_only` set: with no device given the
 /// kernel would read data of an image that has slots from the image itself, without an error.
-pub fn erofs(image: BorrowedFd<'_>, devices: &[Device<'_>], metadata_only: bool) -> Result<Detached, MountError> {
+pub fn erofs(
+    image: BorrowedFd<'_>,
+    devices: &[Device<'_>],
+    metadata_only: bool,
+    backing: Backing,
+) -> Result<Detached, MountError> {
     let what = || format!("erofs with {} devices", devices.len());
     if devices.is_empty() != metadata_only {
         let reason = std::io::Error::new(std::io::ErrorKind::InvalidInput, "every device slot needs its file");
@@ -56,13 +73,28 @@ pub fn erofs(image: BorrowedFd<'_>, devices: &[Device<'_>], metadata_only: bool)
     let paths = devices.iter().map(|d| CString::new(d.path())).collect::<Result<Vec<_>, _>>().map_err(invalid)?;
     let keep: Vec<RawFd> = devices.iter().map(Device::fd).chain([image.as_raw_fd()]).collect();
     let result = child::run(&keep, || (), &mut |log| {
-        let step = |step: u32| move |errno: rustix::io::Errno| (step, errno.raw_os_error());
+        let step = |step: u32| move |errno: Errno| (step, errno.raw_os_error());
         let context = fsopen(c"erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(step(1))?;
         let configured = (|| {
             fsconfig_set_flag(&context, c"ro").map_err(step(2))?;
-            fsconfig_set_string(&context, c"source", source.as_c_str()).map_err(step(2))?;
-            for path in &paths {
-                fsconfig_set_string(&context, c"device", path.as_c_str()).map_err(step(2))?;
+            match backing {
+                Backing::Files => fsconfig_set_string(&context, c"source", source.as_c_str()).map_err(step(2))?,
+                Backing::Loops => on_loop(&context, c"source", image, false)?,
+            }
+            for (device, path) in devices.iter().zip(&paths) {
+                match (backing, device) {
+                    (Backing::Files, _) => {
+                        fsconfig_set_string(&context, c"device", path.as_c_str()).map_err(step(2))?;
+                    }
+                    // Reading it as a file system does is enough, and its pages may be in memory already.
+                    (Backing::Loops, Device::File(fd)) => on_loop(&context, c"device", *fd, false)?,
+                    // Whoever serves it must get reads as they come: one that waits would hold up the others.
+                    (Backing::Loops, Device::In(..)) => {
+                        let file = rustix::fs::open(path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                            .map_err(step(5))?;
+                        on_loop(&context, c"device", file.as_fd(), true)?;
+                    }
+                }
             }
             fsconfig_create(&context).map_err(step(3))
         })();
@@ -84,6 +116,15 @@ pub fn erofs(image: BorrowedFd<'_>, devices: &[Device<'_>], metadata_only: bool)
     }
 }
 
+/// In the child: gives the mount a loop device of `file`, which stays open as long as the child lives.
+fn on_loop(context: &OwnedFd, key: &CStr, file: BorrowedFd<'_>, direct: bool) -> Result<(), (u32, i32)> {
+    let device = loops::attach(file, direct).map_err(|errno| (5, errno.raw_os_error()))?;
+    let number = child::into_raw(device).unsigned_abs();
+    let mut path = [0; loops::PATH];
+    fsconfig_set_string(context, key, loops::numbered(b"/proc/self/fd/", number, &mut path))
+        .map_err(|errno| (2, errno.raw_os_error()))
+}
+
 /// A FUSE file system that is mounted, detached, and waits for its server.
 #[derive(Debug)]
 pub struct FuseMount {
@@ -93,9 +134,29 @@ pub struct FuseMount {
     pub mount: Detached,
 }
 
-/// Mounts a FUSE file system that nobody can see; only root may use it. `max_read` bounds a single read.
+/// Mounts a FUSE file system that nobody can see, for files that are read by the kernel: only root may use it. `max_read`
+/// bounds a single read.
 pub fn fuse(name: &str, max_read: u32) -> Result<FuseMount, MountError> {
-    let failed = |verb| move |source: rustix::io::Errno| MountError::new(verb, "fuse file system", source);
+    let flags = MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    mount_fuse(name, max_read, &[], flags)
+}
+
+/// Mounts a FUSE file system that nobody can see, for a tree that users see through an overlay: the kernel checks
+/// permissions by mode and owner.
+pub fn fuse_tree(name: &str, max_read: u32) -> Result<FuseMount, MountError> {
+    mount_fuse(name, max_read, &["allow_other", "default_permissions"], MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+fn mount_fuse(
+    name: &str,
+    max_read: u32,
+    options: &[&str],
+    attributes: MountAttrFlags,
+) -> Result<FuseMount, MountError> {
+    let failed = |verb| move |source: Errno| MountError::new(verb, "fuse file system", source);
     let device = rustix::fs::open(c"/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(failed("open /dev/fuse for"))?;
     let context = fsopen(c"fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open context of"))?;
@@ -110,14 +171,10 @@ pub fn fuse(name: &str, max_read: u32) -> Result<FuseMount, MountError> {
     set("user_id", "0".to_owned())?;
     set("group_id", "0".to_owned())?;
     set("max_read", max_read.to_string())?;
-    fsconfig_set_flag(&context, "ro").map_err(failed("configure"))?;
+    for option in ["ro"].iter().chain(options) {
+        fsconfig_set_flag(&context, *option).map_err(failed("configure"))?;
+    }
     fsconfig_create(&context).map_err(failed("create"))?;
-    let flags = MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC
-        | MountAttrFlags::MOUNT_ATTR_RDONLY;
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(failed("mount"))?;
-    let mount = Detached::new(mount);
-    let _ = mount.as_fd();
-    Ok(FuseMount { device, mount })
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount"))?;
+    Ok(FuseMount { device, mount: Detached::new(mount) })
 }

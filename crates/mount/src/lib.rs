@@ -1,8 +1,8 @@
 //! Mounts as values, mounts that are nowhere visible, and paths that cannot leave a root.
 //!
 //! - [`Mount`] is a mount as containerd writes it down: data, nothing is mounted.
-//! - [`Detached`] is a mount held by a descriptor: [`erofs`], [`Overlay::mount`], [`bind`], [`fuse`] make one. It can be a
-//!   lower of an overlay while it is attached nowhere, so a daemon that dies leaves nothing behind.
+//! - [`Detached`] is a mount held by a descriptor: [`erofs`], [`Overlay::mount`], [`bind`], [`fuse`], [`fuse_tree`] make
+//!   one. It can be a lower of an overlay while it is attached nowhere, so a daemon that dies leaves nothing behind.
 //! - [`Mounted`] is an attached mount, unmounted when dropped.
 //! - [`Root`] resolves paths inside a directory as a process would that has it as its root.
 //!
@@ -18,6 +18,7 @@ mod child;
 mod detached;
 mod erofs;
 mod error;
+mod loops;
 mod namespace;
 mod overlay;
 mod root;
@@ -25,7 +26,7 @@ mod value;
 
 pub use attr::set_attributes;
 pub use detached::{Detached, Mounted, bind, unmount_below};
-pub use erofs::{Device, FuseMount, erofs, fuse};
+pub use erofs::{Backing, Device, FuseMount, erofs, fuse, fuse_tree};
 pub use error::MountError;
 pub use namespace::enter_private_namespace;
 pub use overlay::{Lower, MAX_LOWERS, Overlay, Upper, Xino};

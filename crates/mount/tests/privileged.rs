@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use castor_mount::{Lower, Mount, Overlay, Root, Upper, bind, set_attributes};
+use castor_mount::{Backing, Lower, Mount, Overlay, Root, Upper, bind, set_attributes};
 use rustix::fs::{Mode, OFlags};
 
 /// A directory that goes with its test; it must then hold no mounts.
@@ -108,10 +108,10 @@ fn privileged_erofs_refuses_to_mount_without_devices() {
     let path = dir.0.join("image");
     fs::write(&path, vec![0; 8192]).unwrap();
     let image = fs::File::open(&path).unwrap();
-    let error = castor_mount::erofs(image.as_fd(), &[], false).unwrap_err();
+    let error = castor_mount::erofs(image.as_fd(), &[], false, Backing::Files).unwrap_err();
     assert_eq!(error.source.kind(), std::io::ErrorKind::InvalidInput);
     // Garbage is refused by the kernel, and the step is named.
-    let error = castor_mount::erofs(image.as_fd(), &[], true).unwrap_err();
+    let error = castor_mount::erofs(image.as_fd(), &[], true, Backing::Files).unwrap_err();
     assert!(error.to_string().starts_with("create erofs"), "{error}");
 }
 
