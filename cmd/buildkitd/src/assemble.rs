@@ -32,6 +32,9 @@ const STATE: &str = "castor";
 const WORKER_ID: &str = "workerid";
 
 /// What was put together.
+/// The first argument of the process that serves image trees: it is for this daemon to say, not for people.
+pub const SERVE_TREES: &str = "serve-image-trees";
+
 pub struct Assembled {
     /// What builds.
     pub daemon: Arc<Daemon>,
@@ -123,6 +126,12 @@ fn layer_config(worker: &WorkerSettings, state: &Path) -> Result<castor_layerfs:
         config.mode = Some(mode.parse().map_err(anyhow::Error::msg).context("[worker.oci] layerMode")?);
     }
     let stargz = &worker.stargz;
+    config.server = Some(castor_layerfs::ServerProgram {
+        // This very program, also where its file was replaced meanwhile.
+        path: "/proc/self/exe".into(),
+        name: "buildkitd".into(),
+        arguments: vec![SERVE_TREES.into()],
+    });
     config.verification = match (stargz.disable_verification, stargz.allow_no_verification) {
         (true, _) => Verification::Off,
         (false, true) => Verification::Waivable,
@@ -197,13 +206,7 @@ fn worker_info(settings: &Settings, state: &Path, engine: &LayerEngine) -> Resul
     .map(|(name, value)| (format!("{PREFIX}{name}"), value.to_owned()))
     .collect();
     let modes = engine.modes();
-    labels.insert(
-        "castor.layers.complete".into(),
-        match &modes.complete {
-            Ok(mode) => mode.to_string(),
-            Err(reason) => reason.clone(),
-        },
-    );
+    labels.insert("castor.layers.complete".into(), modes.complete_text());
     labels.insert("castor.layers.lazy".into(), modes.lazy_text());
     labels.extend(settings.worker.labels.clone());
     Ok(WorkerInfo { id: worker_id(state)?, labels, platforms: settings.worker.platforms.clone() })

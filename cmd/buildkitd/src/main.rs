@@ -30,6 +30,9 @@ const QUIET: &str = "h2=info,hyper=info,hyper_util=info,tonic=info,tower=info,fu
 
 fn main() -> ExitCode {
     let flags = Flags::from_env();
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == assemble::SERVE_TREES) {
+        return serve_trees();
+    }
     if flags.version {
         println!("buildkitd castor v{}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
@@ -44,6 +47,18 @@ fn main() -> ExitCode {
 }
 
 fn start(flags: Flags) -> Result<()> {
+/// The life of the process that serves image trees where EROFS cannot be had. It was started by a daemon.
+fn serve_trees() -> ExitCode {
+    memory::give_back();
+    match castor_layerfs::serve_trees() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("buildkitd: serve image trees: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
     memory::give_back();
     let settings = Settings::new(flags)?;
     log(&settings.log)?;
