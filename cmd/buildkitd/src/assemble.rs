@@ -31,10 +31,10 @@ const STATE: &str = "castor";
 /// The worker's identity, kept so that clients know it again.
 const WORKER_ID: &str = "workerid";
 
-/// What was put together.
 /// The first argument of the process that serves image trees: it is for this daemon to say, not for people.
 pub const SERVE_TREES: &str = "serve-image-trees";
 
+/// What was put together.
 pub struct Assembled {
     /// What builds.
     pub daemon: Arc<Daemon>,
@@ -125,13 +125,13 @@ fn layer_config(worker: &WorkerSettings, state: &Path) -> Result<castor_layerfs:
     {
         config.mode = Some(mode.parse().map_err(anyhow::Error::msg).context("[worker.oci] layerMode")?);
     }
-    let stargz = &worker.stargz;
     config.server = Some(castor_layerfs::ServerProgram {
         // This very program, also where its file was replaced meanwhile.
         path: "/proc/self/exe".into(),
         name: "buildkitd".into(),
         arguments: vec![SERVE_TREES.into()],
     });
+    let stargz = &worker.stargz;
     config.verification = match (stargz.disable_verification, stargz.allow_no_verification) {
         (true, _) => Verification::Off,
         (false, true) => Verification::Waivable,

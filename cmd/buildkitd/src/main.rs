@@ -29,10 +29,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(25);
 const QUIET: &str = "h2=info,hyper=info,hyper_util=info,tonic=info,tower=info,fuser=info,rustls=info,reqwest=info";
 
 fn main() -> ExitCode {
-    let flags = Flags::from_env();
     if std::env::args_os().nth(1).is_some_and(|argument| argument == assemble::SERVE_TREES) {
         return serve_trees();
     }
+    let flags = Flags::from_env();
     if flags.version {
         println!("buildkitd castor v{}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
@@ -46,7 +46,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(flags: Flags) -> Result<()> {
 /// The life of the process that serves image trees where EROFS cannot be had. It was started by a daemon.
 fn serve_trees() -> ExitCode {
     memory::give_back();
@@ -59,6 +58,7 @@ fn serve_trees() -> ExitCode {
     }
 }
 
+fn start(flags: Flags) -> Result<()> {
     memory::give_back();
     let settings = Settings::new(flags)?;
     log(&settings.log)?;

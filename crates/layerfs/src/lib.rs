@@ -30,12 +30,12 @@ mod opener;
 mod origin;
 mod presence;
 mod serve;
+mod serving;
 mod source;
 mod tree;
-mod serving;
+mod treefs;
 mod unpack;
 
-mod treefs;
 pub use engine::{Config, LayerEngine};
 pub use error::{LayerError, ReadError};
 pub use image_tree::ImageTree;
