@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use castor_blobs::Blobs;
-use castor_build::{Daemon, Parts};
+use castor_build::{Daemon, History, Parts, Traces};
 use castor_content::Local;
 use castor_executor::{Dns, Runc, SandboxNetwork};
 use castor_layerfs::{LayerEngine, Lazy, Verification};
@@ -89,12 +89,16 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
         lazy: lazy(&settings.worker),
         scope: scope.child("ops"),
     });
+    let history = History::new(db.clone(), store.content().clone(), store.leases().clone(), settings.history);
+    history.recover().await.context("open build records")?;
     let parts = Parts {
         blobs: Blobs::new(store.clone(), &scope.child("blobs")),
         store,
         registry,
         sessions,
         ops,
+        history,
+        traces: Traces::new(None),
         worker: worker_info(settings, &state, &engine)?,
         allowed: settings.entitlements.iter().cloned().collect(),
         policies: policies(settings.worker.gc.as_ref(), &state)?,

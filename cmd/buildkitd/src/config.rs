@@ -21,6 +21,7 @@ pub struct Config {
     pub log: Log,
     pub grpc: Grpc,
     pub dns: Dns,
+    pub history: History,
     pub worker: Workers,
     pub registry: BTreeMap<String, Registry>,
     pub frontend: BTreeMap<String, Frontend>,
@@ -64,6 +65,14 @@ pub struct Dns {
     pub options: Vec<String>,
     #[serde(rename = "searchDomains")]
     pub search_domains: Vec<String>,
+}
+
+/// `[history]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct History {
+    pub max_age: Option<GoDuration>,
+    pub max_entries: Option<usize>,
 }
 
 /// `[worker.*]`

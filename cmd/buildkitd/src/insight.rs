@@ -102,7 +102,7 @@ impl Insight for DaemonInsight {
             .active()
             .iter()
             .map(|build| {
-                json!({"ref": build.id, "since": build.created.to_string(), "running": build.journal.running()})
+                json!({"ref": build.record.r#ref, "since": build.started.to_string(), "running": build.journal.running()})
             })
             .collect();
         let vertices: Vec<Value> = self

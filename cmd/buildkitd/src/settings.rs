@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use castor_build::HistoryLimits;
 use castor_oci::Platform;
 
 use crate::config::{self, Config, Lazy};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub registry_concurrency: usize,
     /// The worker.
     pub worker: WorkerSettings,
+    /// How many build records are kept, and for how long.
+    pub history: HistoryLimits,
     /// Things the user should know: settings without effect, unknown keys.
     pub warnings: Vec<String>,
 }
@@ -186,10 +189,19 @@ impl Settings {
             entitlements,
             registry_concurrency: config.system.max_registry_concurrency.unwrap_or(4).max(1),
             worker: worker(&flags, &config, &mut warnings)?,
+            history: history(&config.history),
             dns: config.dns,
             registries: config.registry,
             warnings,
         })
+    }
+}
+
+fn history(file: &config::History) -> HistoryLimits {
+    let defaults = HistoryLimits::default();
+    HistoryLimits {
+        max_age: file.max_age.map_or(defaults.max_age, |age| age.0),
+        max_entries: file.max_entries.unwrap_or(defaults.max_entries),
     }
 }
 

@@ -1,7 +1,8 @@
-//! The bridge of one build: what its frontend, builtin or at the client, may ask of it.
+//! The bridge of one build: what its frontends, builtin or at the client, may ask of it. Each frontend has one of its own,
+//! so that what it asked for is known apart.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use castor_frontend::FrontendRequest;
 use castor_llb::{Definition, Graph, Limits};
 use castor_ops::bridge::{ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo};
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
-use castor_progress::{Event, Reporter, Warning};
+use castor_progress::{Event, Reporter, Timestamp, Warning};
 use castor_proto::fsutil::Stat;
 use castor_solver::{Cx, Edge, Job};
 use castor_store::ImmutableRef;
@@ -17,13 +18,21 @@ use castor_task::CancellationToken;
 use parking_lot::Mutex;
 
 use crate::entitlements::Granted;
+use crate::provenance::{Asked, ImageSource, Trail};
 use crate::{Daemon, Request};
 
 /// How many frontends of one build may run at once: the bound for those that call each other without end.
 const MAX_FRONTENDS: usize = 256;
 
-/// One build, as its frontend sees it.
+/// One build, as one of its frontends sees it.
 pub(crate) struct BuildBridge {
+    build: Arc<Shared>,
+    /// What this frontend asked for.
+    trail: Arc<Trail>,
+}
+
+/// What all bridges of a build share.
+struct Shared {
     daemon: Arc<Daemon>,
     request: Arc<Request>,
     job: Arc<Job<ImmutableRef>>,
@@ -31,8 +40,9 @@ pub(crate) struct BuildBridge {
     token: CancellationToken,
     /// Frontends that are running.
     frontends: Mutex<usize>,
-    /// Itself, for the frontends it runs.
-    this: Weak<Self>,
+    /// What the client itself asked for, and all below.
+    root: Arc<Trail>,
+    started: Timestamp,
 }
 
 impl BuildBridge {
@@ -43,20 +53,34 @@ impl BuildBridge {
         granted: Granted,
         token: CancellationToken,
     ) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
-            daemon,
-            request,
-            job,
-            granted,
-            token,
-            frontends: Mutex::new(0),
-            this: this.clone(),
-        })
+        let root = Trail::root(Asked {
+            frontend: request.frontend.clone(),
+            options: request.options.clone(),
+            inputs: request.inputs.clone(),
+        });
+        let trail = root.clone();
+        let build =
+            Shared { daemon, request, job, granted, token, frontends: Mutex::new(0), root, started: Timestamp::now() };
+        Self::with_trail(Arc::new(build), trail)
+    }
+
+    fn with_trail(build: Arc<Shared>, trail: Arc<Trail>) -> Arc<Self> {
+        Arc::new(Self { build, trail })
+    }
+
+    /// What the client and all frontends asked for.
+    pub(crate) fn trail(&self) -> &Arc<Trail> {
+        &self.build.root
+    }
+
+    /// When the build began.
+    pub(crate) fn started(&self) -> Timestamp {
+        self.build.started
     }
 
     /// A context outside of the solver, which reports to `reporter`.
     pub(crate) fn cx(&self, reporter: Reporter) -> Cx {
-        Cx::standalone(self.token.clone(), reporter, vec![self.request.session.clone()])
+        Cx::standalone(self.build.token.clone(), reporter, vec![self.build.request.session.clone()])
     }
 
     /// Checks a definition and makes it a ref; nothing is computed. An empty one is scratch.
@@ -67,46 +91,63 @@ impl BuildBridge {
         let graph = Graph::decode(&definition.to_pb(), &Limits::default())
             .map_err(|error| BridgeError::unknown(format!("failed to load LLB: {error}")))?;
         // Refused here rather than when it is computed, which may be never.
-        self.daemon.ops.load(&graph, self.granted.for_ops())?;
-        Ok(Some(LazyRef::new(castor_ops::random_id(), definition, Arc::new(graph))))
+        self.build.daemon.ops.load(&graph, self.build.granted.for_ops())?;
+        let reference = LazyRef::new(castor_ops::random_id(), definition, Arc::new(graph));
+        self.trail.made_ref(&reference);
+        Ok(Some(reference))
     }
 
     /// Computes a ref. What the build has computed before is at hand.
     pub(crate) async fn compute(&self, reference: &LazyRef) -> Result<ImmutableRef, BridgeError> {
-        let Some(result) = reference.graph().result else { return Ok(self.daemon.store.scratch()) };
-        let graph = self.daemon.ops.load(reference.graph(), self.granted.for_ops())?;
+        let Some(result) = reference.graph().result else { return Ok(self.build.daemon.store.scratch()) };
+        let graph = self.build.daemon.ops.load(reference.graph(), self.build.granted.for_ops())?;
         let edge = Edge { vertex: result.vertex, output: result.output };
-        let built = self.job.build(&graph, edge).await;
-        Ok(built
-            .map_err(|error| castor_ops::failure(&error, reference.graph(), reference.definition().source.as_ref()))?
-            .result)
+        let built = self.build.job.build(&graph, edge).await;
+        let built = built
+            .map_err(|error| castor_ops::failure(&error, reference.graph(), reference.definition().source.as_ref()))?;
+        self.build.root.computed(reference.id());
+        self.trail.computed(reference.id());
+        Ok(built.result)
+    }
+
+    /// Runs a frontend over a bridge of its own.
+    async fn run_frontend(&self, request: SolveRequest) -> Result<SolveResult, BridgeError> {
+        let _running = Running::new(&self.build.frontends)?;
+        let asked = Asked {
+            frontend: request.frontend.clone(),
+            options: request.options.clone(),
+            inputs: request.inputs.clone(),
+        };
+        let trail = self.trail.below(asked);
+        let bridge = Self::with_trail(self.build.clone(), trail.clone());
+        let frontend =
+            FrontendRequest { options: request.options, inputs: request.inputs, cache_imports: request.cache_imports };
+        let result = castor_frontend::solve(bridge, &request.frontend, frontend).await?;
+        result.refs.iter().for_each(|reference| trail.made_ref(reference));
+        self.trail.adopt(trail);
+        Ok(result)
     }
 }
 
 #[async_trait]
 impl Bridge for BuildBridge {
     async fn solve(&self, request: SolveRequest) -> Result<SolveResult, BridgeError> {
-        let definition = request.definition.unwrap_or_default();
-        let result = if request.frontend.is_empty() {
-            let loaded = self.load(definition)?;
-            if let Some(reference) = &loaded {
-                self.daemon.ops.forget_caches(reference.graph()).await;
+        let evaluate = request.evaluate;
+        let definition = request.definition.clone().unwrap_or_default();
+        let result = match (request.frontend.is_empty(), definition.is_empty()) {
+            (true, _) => {
+                let loaded = self.load(definition)?;
+                if let Some(reference) = &loaded {
+                    self.build.daemon.ops.forget_caches(reference.graph()).await;
+                }
+                SolveResult { refs: Refs::Single(loaded), metadata: BTreeMap::new() }
             }
-            SolveResult { refs: Refs::Single(loaded), metadata: BTreeMap::new() }
-        } else {
-            if !definition.is_empty() {
+            (false, true) => self.run_frontend(request).await?,
+            (false, false) => {
                 return Err(BridgeError::unknown("cannot solve with both Definition and Frontend specified"));
             }
-            let Some(this) = self.this.upgrade() else { return Err(BridgeError::unknown("the build has ended")) };
-            let _running = Running::new(&self.frontends)?;
-            let frontend = FrontendRequest {
-                options: request.options,
-                inputs: request.inputs,
-                cache_imports: request.cache_imports,
-            };
-            castor_frontend::solve(this, &request.frontend, frontend).await?
         };
-        if request.evaluate {
+        if evaluate {
             for reference in result.refs.iter() {
                 self.compute(reference).await?;
             }
@@ -115,8 +156,14 @@ impl Bridge for BuildBridge {
     }
 
     async fn resolve_source(&self, request: SourceMetaRequest) -> Result<SourceMeta, BridgeError> {
-        let sessions = vec![self.request.session.clone()];
-        self.daemon.ops.resolve_source(request, sessions, self.job.sink(), self.token.clone()).await
+        let sessions = vec![self.build.request.session.clone()];
+        let platform = request.platform.clone();
+        let ops = &self.build.daemon.ops;
+        let meta = ops.resolve_source(request, sessions, self.build.job.sink(), self.build.token.clone()).await?;
+        if let Some(image) = &meta.image {
+            self.trail.saw_image(ImageSource::looked_up(&meta.identifier, platform, image.digest));
+        }
+        Ok(meta)
     }
 
     async fn evaluate(&self, reference: &LazyRef) -> Result<(), BridgeError> {
@@ -125,37 +172,37 @@ impl Bridge for BuildBridge {
 
     async fn read_file(&self, reference: &LazyRef, request: ReadFile) -> Result<Bytes, BridgeError> {
         let computed = self.compute(reference).await?;
-        self.daemon.ops.read_file(&self.cx(Reporter::discard()), &computed, request).await
+        self.build.daemon.ops.read_file(&self.cx(Reporter::discard()), &computed, request).await
     }
 
     async fn read_dir(&self, reference: &LazyRef, request: ReadDir) -> Result<Vec<Stat>, BridgeError> {
         let computed = self.compute(reference).await?;
-        self.daemon.ops.read_dir(&self.cx(Reporter::discard()), &computed, request).await
+        self.build.daemon.ops.read_dir(&self.cx(Reporter::discard()), &computed, request).await
     }
 
     async fn stat_file(&self, reference: &LazyRef, path: &str) -> Result<Stat, BridgeError> {
         let computed = self.compute(reference).await?;
-        self.daemon.ops.stat_file(&self.cx(Reporter::discard()), &computed, path).await
+        self.build.daemon.ops.stat_file(&self.cx(Reporter::discard()), &computed, path).await
     }
 
     fn warn(&self, warning: Warning) {
-        self.job.sink().send(Event::Warning(warning));
+        self.build.job.sink().send(Event::Warning(warning));
     }
 
     fn inputs(&self) -> BTreeMap<String, Definition> {
-        self.request.inputs.clone()
+        self.build.request.inputs.clone()
     }
 
     fn options(&self) -> BTreeMap<String, String> {
-        self.request.options.clone()
+        self.build.request.options.clone()
     }
 
     fn session(&self) -> String {
-        self.request.session.clone()
+        self.build.request.session.clone()
     }
 
     fn workers(&self) -> Vec<WorkerInfo> {
-        vec![self.daemon.worker.clone()]
+        vec![self.build.daemon.worker.clone()]
     }
 }
 

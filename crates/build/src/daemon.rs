@@ -10,18 +10,36 @@ use castor_frontend::Gateways;
 use castor_oci::Platform;
 use castor_ops::Worker;
 use castor_ops::bridge::WorkerInfo;
+use castor_progress::Timestamp;
 use castor_registry::Client;
 use castor_session::Sessions;
 use castor_solver::Solver;
 use castor_store::{GcPolicy, ImmutableRef, Store};
 use castor_task::Scope;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 
-use crate::Builds;
+use crate::trace::{TraceContext, of_build, stubs};
+use crate::{Builds, History, Journal, Traces};
 
 /// How long after a build the collector waits for the next one to begin.
 const COLLECT_AFTER: Duration = Duration::from_secs(1);
 /// How often the collector runs at most.
 const COLLECT_EVERY: Duration = Duration::from_secs(60);
+/// How often old build records are looked for.
+const HISTORY_EVERY: Duration = Duration::from_secs(120);
+
+/// How long clients may take to send their part of a build's trace.
+const TRACE_AFTER: Duration = Duration::from_secs(3);
+
+/// A build that ended, and where it stands in a trace.
+pub(crate) struct Traced {
+    pub(crate) context: TraceContext,
+    pub(crate) id: String,
+    pub(crate) started: Timestamp,
+    pub(crate) ended: Timestamp,
+    pub(crate) error: Option<String>,
+    pub(crate) journal: Arc<Journal>,
+}
 
 /// The parts that builds are made with.
 pub struct Parts {
@@ -41,6 +59,10 @@ pub struct Parts {
     pub allowed: BTreeSet<String>,
     /// The collector's rules; none switch it off.
     pub policies: Vec<GcPolicy>,
+    /// The record of builds.
+    pub history: History,
+    /// Traces of builds.
+    pub traces: Traces,
 }
 
 /// What all builds share.
@@ -56,6 +78,8 @@ pub struct Daemon {
     pub(crate) solver: Solver<ImmutableRef>,
     pub(crate) gateways: Gateways,
     pub(crate) builds: Builds,
+    pub(crate) history: History,
+    pub(crate) traces: Traces,
     policies: Vec<GcPolicy>,
     scope: Scope,
     collecting: AtomicBool,
@@ -77,7 +101,7 @@ impl Daemon {
     /// A daemon made of `parts`; its own tasks run in `scope`.
     pub fn new(parts: Parts, solver: Solver<ImmutableRef>, scope: Scope) -> Arc<Self> {
         let native = parts.worker.platforms.first().cloned().unwrap_or_else(Platform::host);
-        Arc::new(Self {
+        let daemon = Arc::new(Self {
             store: parts.store,
             blobs: parts.blobs,
             registry: parts.registry,
@@ -88,11 +112,15 @@ impl Daemon {
             native,
             solver,
             gateways: Gateways::default(),
-            builds: Builds::default(),
+            builds: Builds::new(parts.history.clone()),
+            history: parts.history,
+            traces: parts.traces,
             policies: parts.policies,
             scope,
             collecting: AtomicBool::new(false),
-        })
+        });
+        daemon.keep_history_short();
+        daemon
     }
 
     /// Refs and records.
@@ -108,6 +136,16 @@ impl Daemon {
     /// Builds that their clients drive.
     pub fn gateways(&self) -> &Gateways {
         &self.gateways
+    }
+
+    /// The record of builds that ended.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Traces of builds.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// Builds by name.
@@ -159,6 +197,51 @@ impl Daemon {
                 pause(COLLECT_EVERY).await;
             }
             daemon.collecting.store(false, Ordering::Release);
+        });
+    }
+
+    /// Completes the record of the build `id`: waits for what is still being written.
+    pub async fn finalize(&self, id: &str) {
+        self.history.finalize(id).await;
+    }
+
+    /// Adds the trace to the record of a build that ended, a little later: clients send their part of it last.
+    pub(crate) fn trace_later(self: &Arc<Self>, build: Traced) {
+        let (daemon, token) = (self.clone(), self.scope.token().clone());
+        let record = self.history.keep_open(&build.id);
+        self.scope.spawn_named("build trace", async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = record.wanted() => {}
+                () = tokio::time::sleep(TRACE_AFTER) => {}
+            }
+            let Traced { context, id, started, ended, error, journal } = build;
+            let clients = daemon.traces.end(context.trace);
+            let own = of_build(&context, &id, (started, ended), error.as_deref(), &journal.events());
+            let spans = stubs(&own, &clients);
+            daemon.traces.pass_on(ExportTraceServiceRequest { resource_spans: vec![own] });
+            if let Err(error) = daemon.history.save_trace(&id, spans).await {
+                tracing::warn!(build = id, %error, "write the trace of a build");
+            }
+            drop(record);
+        });
+    }
+
+    /// Removes old build records now and then.
+    fn keep_history_short(self: &Arc<Self>) {
+        let (history, token) = (self.history.clone(), self.scope.token().clone());
+        self.scope.spawn_named("build records", async move {
+            loop {
+                match history.collect(Timestamp::now()).await {
+                    Ok(0) => {}
+                    Ok(records) => tracing::debug!(records, "removed old build records"),
+                    Err(error) => tracing::warn!(%error, "remove old build records"),
+                }
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    () = tokio::time::sleep(HISTORY_EVERY) => {}
+                }
+            }
         });
     }
 }

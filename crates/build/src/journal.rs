@@ -96,28 +96,51 @@ impl Journal {
         Watcher { journal: self.clone(), head: self.head.subscribe(), cursor: 0 }
     }
 
-    /// Steps that completed from the cache, steps that completed, and steps in all.
-    pub fn counts(&self) -> (usize, usize, usize) {
+    /// Everything so far.
+    pub fn events(&self) -> Vec<Event> {
+        self.state.lock().events.values().cloned().collect()
+    }
+
+    /// How many steps there are, and how many of them completed.
+    pub fn counts(&self) -> Counts {
         let state = self.state.lock();
         let mut seen: HashMap<Digest, (bool, bool)> = HashMap::new();
+        let mut counts = Counts::default();
         for event in state.events.values() {
-            if let Event::Vertex(vertex) = event
-                && let Some(digest) = vertex.digest
-            {
-                let (cached, completed) = seen.entry(digest).or_default();
-                *cached |= vertex.cached;
-                *completed |= vertex.completed.is_some();
+            match event {
+                Event::Vertex(vertex) => {
+                    let Some(digest) = vertex.digest else { continue };
+                    let (cached, completed) = seen.entry(digest).or_default();
+                    *cached |= vertex.cached;
+                    *completed |= vertex.completed.is_some();
+                }
+                Event::Warning(_) => counts.warnings += 1,
+                Event::Status(_) | Event::Log(_) => {}
             }
         }
-        let cached = seen.values().filter(|(cached, _)| *cached).count();
-        let completed = seen.values().filter(|(_, completed)| *completed).count();
-        (cached, completed, seen.len())
+        counts.cached = seen.values().filter(|(cached, _)| *cached).count();
+        counts.completed = seen.values().filter(|(_, completed)| *completed).count();
+        counts.total = seen.len();
+        counts
     }
 
     /// Names of the vertices that are running.
     pub fn running(&self) -> Vec<String> {
         self.state.lock().running.values().map(|vertex| vertex.name.clone()).collect()
     }
+}
+
+/// What a journal amounts to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Steps whose result came from the cache.
+    pub cached: usize,
+    /// Steps that completed.
+    pub completed: usize,
+    /// Steps in all.
+    pub total: usize,
+    /// Warnings.
+    pub warnings: usize,
 }
 
 /// Follows a journal.
@@ -197,6 +220,6 @@ mod tests {
         let events = follow.await.unwrap();
         let Some(Event::Vertex(last)) = events.last() else { panic!("no vertex") };
         assert_eq!((last.name.as_str(), last.error.as_str(), events.len()), ("running", "context canceled", 3));
-        assert_eq!(journal.counts(), (0, 2, 2));
+        assert_eq!(journal.counts(), Counts { completed: 2, total: 2, ..Counts::default() });
     }
 }

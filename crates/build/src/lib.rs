@@ -5,14 +5,23 @@ mod bridge;
 mod builds;
 mod daemon;
 mod entitlements;
+mod history;
 mod journal;
+mod provenance;
 mod request;
 mod run;
+pub mod status;
+mod trace;
 mod verify;
 
-pub use builds::{BuildEvent, BuildExists, BuildRecord, Builds};
+pub use builds::{ActiveBuild, BuildExists, Builds, Progress};
 pub use daemon::{Daemon, Parts};
 pub use entitlements::{NETWORK_HOST, SECURITY_INSECURE};
-pub use journal::{Journal, Watcher};
+pub use history::{
+    HISTORY_LABEL, History, HistoryError, HistoryFilter, HistoryFilterError, HistoryLimits, Listening, LogReader,
+    select,
+};
+pub use journal::{Counts, Journal, Watcher};
 pub use request::{CacheRequest, ExporterRequest, Request};
 pub use run::Build;
+pub use trace::{TraceContext, Traces};

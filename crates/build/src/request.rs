@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use castor_llb::Definition;
 
+use crate::TraceContext;
+
 /// A build, as Control.Solve describes it.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -29,6 +31,8 @@ pub struct Request {
     pub session: String,
     /// Not for the history.
     pub internal: bool,
+    /// The trace that the client follows it in.
+    pub trace: Option<TraceContext>,
 }
 
 /// One place where the result goes.

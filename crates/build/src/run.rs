@@ -5,30 +5,38 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use castor_exporter::{
     ArchiveExporter, ArchiveKind, BuildResult, ExportCx, Exporter, ImageExporter, LocalExporter, Response, TarExporter,
 };
 use castor_frontend::Gateway;
-use castor_oci::Digest;
+use castor_oci::{Descriptor, Digest};
 use castor_ops::bridge::code;
 use castor_ops::{Bridge, BridgeError, Refs, SolveRequest, SolveResult};
 use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex, Warning};
-use castor_proto::rpc;
+use castor_proto::{control as wire, rpc};
 use castor_registry::Access;
 use castor_session::auth::SessionCredentials;
 use castor_solver::{Job, JobOptions};
 use castor_store::ImmutableRef;
 use castor_task::CancellationToken;
+use parking_lot::Mutex;
 
 use crate::bridge::BuildBridge;
+use crate::daemon::Traced;
 use crate::entitlements::Granted;
-use crate::{Builds, Daemon, ExporterRequest, Request};
+use crate::history::{Ended, Results};
+use crate::provenance::{Facts, Known, Wishes};
+use crate::{ActiveBuild, Builds, Daemon, ExporterRequest, Request, TraceContext};
 
 /// Prefix of the frontend's metadata that is passed to the client.
 const FRONTEND_METADATA: &str = "frontend.";
 /// The build argument that sets the time of everything exported.
 const EPOCH_OPTION: &str = "build-arg:SOURCE_DATE_EPOCH";
+/// Where an exporter tells what it made.
+const DESCRIPTOR: &str = "containerimage.descriptor";
 /// How long a cancelled build may take to notice.
 const GRACE: Duration = Duration::from_secs(30);
 /// Options of a build that steps may ask for with `Cx::attributes`.
@@ -39,6 +47,8 @@ pub struct Build {
     daemon: Arc<Daemon>,
     request: Arc<Request>,
     token: CancellationToken,
+    /// What came of it so far, for its record.
+    results: Mutex<Option<Results>>,
 }
 
 impl std::fmt::Debug for Build {
@@ -50,20 +60,22 @@ impl std::fmt::Debug for Build {
 impl Build {
     /// A build of `request` that ends early when `token` is cancelled.
     pub fn new(daemon: Arc<Daemon>, request: Request, token: CancellationToken) -> Self {
-        Self { daemon, request: Arc::new(request), token }
+        Self { daemon, request: Arc::new(request), token, results: Mutex::new(None) }
     }
 
     /// Runs it, from request to response.
     pub async fn run(self) -> Result<Response, BridgeError> {
         // 1: open the job.
         let request = &self.request;
-        let journal = self
+        let active = self
             .daemon
             .builds
             .begin(request)
             .map_err(|error| BridgeError::new(code::ALREADY_EXISTS, error.to_string()))?;
-        let mut entry = Entry::new(&self.daemon.builds, &request.id);
-        let outcome = match self.open(journal) {
+        let mut entry = Entry { builds: &self.daemon.builds, id: &request.id, recorded: false };
+        let trace = request.trace.unwrap_or_else(|| TraceContext::new(&castor_ops::random_id()));
+        self.daemon.traces.begin(trace.trace);
+        let outcome = match self.open(active.journal.clone()) {
             Ok((job, granted)) => {
                 let bridge =
                     BuildBridge::new(self.daemon.clone(), request.clone(), job.clone(), granted, self.token.clone());
@@ -73,7 +85,17 @@ impl Build {
             }
             Err(error) => Err(error),
         };
-        entry.error = outcome.as_ref().err().map(status);
+        // 7: write it down.
+        active.journal.end();
+        entry.recorded = self.record(&active, outcome.as_ref().err()).await;
+        self.daemon.trace_later(Traced {
+            context: trace,
+            id: request.id.clone(),
+            started: active.started,
+            ended: Timestamp::now(),
+            error: outcome.as_ref().err().map(|error| error.message.clone()),
+            journal: active.journal,
+        });
         drop(entry);
         self.daemon.collect_soon();
         outcome
@@ -133,10 +155,12 @@ impl Build {
 
     async fn build(&self, bridge: &Arc<BuildBridge>, job: &Arc<Job<ImmutableRef>>) -> Result<Response, BridgeError> {
         let exporters = self.exporters()?;
+        let wishes = Wishes::of(&self.request.options).map_err(|error| BridgeError::unknown(error.to_string()))?;
         // 2, 3: the frontend's result, still lazy.
         let result = self.frontend(bridge).await?;
         // 4: everything that it needs.
-        let computed = self.compute(bridge, &result).await?;
+        let mut computed = self.compute(bridge, &result).await?;
+        self.state(bridge, &result, &mut computed, wishes).await?;
         self.verify(&computed, exporters.len(), job);
         // 5: out.
         let mut response: Response = result
@@ -149,10 +173,64 @@ impl Build {
             .iter()
             .enumerate()
             .map(|(index, exporter)| self.export(index, exporter.as_ref(), &computed, bridge, job));
-        for part in futures::future::try_join_all(exports).await? {
+        for (index, part) in futures::future::try_join_all(exports).await?.into_iter().enumerate() {
+            self.note_exported(index, &part);
             response.extend(part);
         }
         Ok(response)
+    }
+
+    /// Says what the result was made of: to its exporters what the client wants attested, to its record everything.
+    async fn state(
+        &self,
+        bridge: &BuildBridge,
+        result: &SolveResult,
+        computed: &mut BuildResult,
+        wishes: Wishes,
+    ) -> Result<(), BridgeError> {
+        let facts = Facts {
+            invocation: castor_ops::random_id(),
+            started: bridge.started(),
+            builder: self.daemon.native.clone(),
+            dockerfile: castor_frontend::DOCKERFILE_VERSION,
+        };
+        let known = Known::of(bridge.trail(), result, computed, facts, &|vertex| self.daemon.ops.pins().get(vertex));
+        if let Some(wanted) = &wishes.provenance {
+            known.attest(computed, wanted).map_err(|error| BridgeError::unknown(error.to_string()))?;
+        }
+        if self.request.internal {
+            return Ok(());
+        }
+        let metadata = result.metadata.clone();
+        // Definitions may be large, and all of this one is written out.
+        let provenance = castor_task::blocking(move || known.for_record(&wishes)).await;
+        *self.results.lock() = Some(Results { metadata, provenance, ..Results::default() });
+        Ok(())
+    }
+
+    /// Notes what an exporter made.
+    fn note_exported(&self, index: usize, response: &Response) {
+        let descriptor = response.get(DESCRIPTOR).and_then(|text| exported(text));
+        if let (Some(descriptor), Some(results)) = (descriptor, self.results.lock().as_mut()) {
+            results.exported.insert(i64::try_from(index).unwrap_or(i64::MAX), descriptor);
+        }
+    }
+
+    /// Writes the record of a build that ended; whether there is one.
+    async fn record(&self, active: &ActiveBuild, error: Option<&BridgeError>) -> bool {
+        if active.internal {
+            return false;
+        }
+        let results = self.results.lock().take();
+        let (record, journal) = (active.record.clone(), active.journal.clone());
+        let ended = Ended { record, journal, error: error.map(status), results };
+        match self.daemon.history.save(ended).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(build = active.record.r#ref, %error, "write the record of a build");
+                false
+            }
+        }
     }
 
     /// Runs the frontend, or waits for the client that is one itself.
@@ -306,20 +384,26 @@ impl Build {
 struct Entry<'a> {
     builds: &'a Builds,
     id: &'a str,
-    /// What the build failed with.
-    error: Option<rpc::Status>,
-}
-
-impl<'a> Entry<'a> {
-    fn new(builds: &'a Builds, id: &'a str) -> Self {
-        Self { builds, id, error: Some(status(&BridgeError::unknown("the build was lost"))) }
-    }
+    /// Its record is written.
+    recorded: bool,
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.builds.end(self.id, self.error.take());
+        self.builds.end(self.id, self.recorded);
     }
+}
+
+/// The descriptor that an exporter tells the client.
+fn exported(text: &str) -> Option<wire::Descriptor> {
+    let bytes = STANDARD.decode(text).ok()?;
+    let descriptor: Descriptor = serde_json::from_slice(&bytes).ok()?;
+    Some(wire::Descriptor {
+        media_type: descriptor.media_type,
+        digest: descriptor.digest.to_string(),
+        size: i64::try_from(descriptor.size).ok()?,
+        annotations: descriptor.annotations,
+    })
 }
 
 fn status(error: &BridgeError) -> rpc::Status {

@@ -85,8 +85,10 @@ impl Content for ContentService {
         if let Some(filter) = request.into_inner().filters.first() {
             return Err(Status::unimplemented(format!("content filter {filter:?} is not supported by castor yet")));
         }
-        let all = self.store.walk().await.map_err(failed)?;
-        let messages = futures::stream::iter(all.into_iter().map(info)).chunks(AT_ONCE);
+        // Build records keep their blobs apart: they can be read by digest, and are no content of images.
+        let all = self.store.walk().await.map_err(failed)?.into_iter();
+        let all = all.filter(|info| !info.labels.contains_key(castor_build::HISTORY_LABEL));
+        let messages = futures::stream::iter(all.map(info).collect::<Vec<_>>()).chunks(AT_ONCE);
         Ok(Response::new(messages.map(|info| Ok(wire::ListContentResponse { info })).boxed()))
     }
 

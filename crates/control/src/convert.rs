@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use castor_build::{BuildEvent, BuildRecord, CacheRequest, ExporterRequest, Request};
+use castor_build::status::timestamp;
+use castor_build::{CacheRequest, ExporterRequest, Request};
 use castor_llb::Definition;
 use castor_ops::bridge::WorkerInfo;
 use castor_proto::{control as wire, pb, types};
 use castor_store::{Filter, GcPolicy, PruneOptions, RecordInfo};
 use tonic::Status;
-
-use crate::status::timestamp;
 
 /// A request to build. Clients of any age are understood: what older ones say in other fields counts where the newer
 /// ones are empty.
@@ -60,6 +59,7 @@ pub(crate) fn request(wire: wire::SolveRequest) -> Result<Request, Status> {
         entitlements: wire.entitlements,
         session: wire.session,
         internal: wire.internal,
+        trace: None,
     })
 }
 
@@ -136,39 +136,6 @@ pub(crate) fn worker(info: &WorkerInfo, policies: &[GcPolicy], version: types::B
         buildkit_version: Some(version),
         cdi_devices: Vec::new(),
     }
-}
-
-pub(crate) fn history_record(record: &BuildRecord) -> wire::BuildHistoryRecord {
-    let (cached, completed, total) = record.journal.counts();
-    let count = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
-    wire::BuildHistoryRecord {
-        r#ref: record.id.clone(),
-        frontend: record.frontend.clone(),
-        frontend_attrs: record.options.clone(),
-        exporters: record
-            .exporters
-            .iter()
-            .map(|exporter| wire::Exporter { r#type: exporter.kind.clone(), attrs: exporter.attrs.clone() })
-            .collect(),
-        error: record.error.clone(),
-        created_at: Some(timestamp(record.created)),
-        completed_at: record.completed.map(timestamp),
-        generation: record.generation,
-        num_cached_steps: count(cached),
-        num_total_steps: count(total),
-        num_completed_steps: count(completed),
-        ..wire::BuildHistoryRecord::default()
-    }
-}
-
-pub(crate) fn history_event(event: &BuildEvent) -> wire::BuildHistoryEvent {
-    use wire::BuildHistoryEventType as Kind;
-    let (kind, record) = match event {
-        BuildEvent::Started(record) => (Kind::Started, record),
-        BuildEvent::Completed(record) => (Kind::Complete, record),
-        BuildEvent::Deleted(record) => (Kind::Deleted, record),
-    };
-    wire::BuildHistoryEvent { r#type: kind.into(), record: Some(history_record(record)) }
 }
 
 #[cfg(test)]

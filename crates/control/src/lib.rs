@@ -4,9 +4,9 @@
 mod content;
 mod convert;
 mod debug;
+mod history;
 mod serve;
 mod service;
-mod status;
 
 pub use debug::{DebugError, Insight, serve as serve_debug};
 pub use serve::serve;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use castor_build::Daemon;
+use castor_build::{Daemon, Traces};
 use castor_frontend::BridgeService;
 use castor_task::Scope;
 use castor_wire::Listener;
@@ -19,16 +19,17 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long clients may take afterwards to hear of it and to leave: one that is frozen or cut off never does.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Takes the traces that every client sends, and keeps none.
+/// Takes the traces that every client sends.
 #[derive(Debug)]
-struct Traces;
+struct ClientTraces(Traces);
 
 #[tonic::async_trait]
-impl TraceService for Traces {
+impl TraceService for ClientTraces {
     async fn export(
         &self,
-        _: Request<ExportTraceServiceRequest>,
+        request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.0.receive(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -46,7 +47,7 @@ pub async fn serve(daemon: Arc<Daemon>, listeners: Vec<Listener>, scope: &Scope)
             .add_service(control.clone().server())
             .add_service(BridgeService::server(daemon.gateways().clone()))
             .add_service(ContentService::server(daemon.store().content().clone()))
-            .add_service(TraceServiceServer::new(Traces))
+            .add_service(TraceServiceServer::new(ClientTraces(daemon.traces().clone())))
             .add_service(health_service.clone());
         let stopped = scope.token().clone();
         async move {

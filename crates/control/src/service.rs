@@ -3,22 +3,24 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use castor_build::{Build, Daemon};
+use castor_build::{Build, Daemon, Progress, TraceContext};
 use castor_proto::control::control_server::{Control, ControlServer};
 use castor_proto::{control as wire, types};
 use castor_session::{SessionStream, Sessions};
 use castor_task::Scope;
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{convert, status};
+use crate::{convert, history};
 
 /// The header by which clients learn how far their clock is off.
 const CLOCK_HEADER: &str = "buildkit-current-timestamp";
+/// The header by which clients say what trace they follow.
+const TRACE_HEADER: &str = "traceparent";
 /// Messages of a stream that wait for a slow client.
 const IN_FLIGHT: usize = 16;
 
@@ -69,7 +71,8 @@ fn failed(error: impl std::fmt::Display) -> Status {
 #[tonic::async_trait]
 impl Control for ControlService {
     async fn solve(&self, request: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
-        let request = convert::request(request.into_inner())?;
+        let trace = request.metadata().get(TRACE_HEADER).and_then(|value| TraceContext::parse(value.to_str().ok()?));
+        let request = castor_build::Request { trace, ..convert::request(request.into_inner())? };
         if request.id.is_empty() {
             return Err(Status::invalid_argument("a build needs a ref"));
         }
@@ -89,15 +92,12 @@ impl Control for ControlService {
 
     async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
         let id = request.into_inner().r#ref;
-        let Some(journal) = self.daemon.builds().journal(&id).await else {
-            return Err(Status::not_found(format!("no such job {id}")));
+        let messages = match self.daemon.builds().progress(&id).await {
+            Some(Progress::Live(journal)) => history::follow(journal.watch()),
+            Some(Progress::Recorded(record)) => history::replay(self.daemon.history(), &record).await?,
+            None => return Err(Status::not_found(format!("no such job {id}"))),
         };
-        let watcher = journal.watch();
-        let messages = futures::stream::unfold(watcher, |mut watcher| async move {
-            let events = watcher.next().await?;
-            Some((futures::stream::iter(status::messages(events)), watcher))
-        });
-        Ok(with_clock(Response::new(Box::pin(messages.flatten().map(Ok)))))
+        Ok(with_clock(Response::new(messages)))
     }
 
     type SessionStream = SessionStream;
@@ -183,73 +183,25 @@ impl Control for ControlService {
         &self,
         request: Request<wire::BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        let request = request.into_inner();
-        if let Some(filter) = request.filter.first() {
-            let message = format!("filter {filter:?} of the build history is not supported by castor yet");
-            return Err(Status::unimplemented(message));
-        }
-        let wanted = {
-            let id = request.r#ref.clone();
-            move |record: &castor_build::BuildRecord| id.is_empty() || record.id == id
-        };
-        let mut events = self.daemon.builds().events();
-        let (active, ended) = self.daemon.builds().list();
-        let mut first: Vec<wire::BuildHistoryEvent> = Vec::new();
-        for record in active.into_iter().filter(&wanted) {
-            first.push(convert::history_event(&castor_build::BuildEvent::Started(record)));
-        }
-        if !request.active_only {
-            let mut ended: Vec<_> = ended.into_iter().filter(&wanted).collect();
-            if let Ok(limit @ 1..) = usize::try_from(request.limit) {
-                ended.reverse();
-                ended.truncate(limit);
-            }
-            let events = ended.into_iter().map(castor_build::BuildEvent::Completed);
-            first.extend(events.map(|event| convert::history_event(&event)));
-        }
-        let first = futures::stream::iter(first.into_iter().map(Ok));
-        if request.early_exit {
-            return Ok(with_clock(Response::new(Box::pin(first))));
-        }
-        let stopped = self.scope.token().clone();
-        let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-        self.scope.spawn_named("build history", async move {
-            use tokio::sync::broadcast::error::RecvError;
-            loop {
-                let event = tokio::select! {
-                    () = stopped.cancelled() => return,
-                    () = sender.closed() => return,
-                    event = events.recv() => event,
-                };
-                let event = match event {
-                    Ok(event) => event,
-                    Err(RecvError::Lagged(_)) => continue,
-                    Err(RecvError::Closed) => return,
-                };
-                let (castor_build::BuildEvent::Started(record)
-                | castor_build::BuildEvent::Completed(record)
-                | castor_build::BuildEvent::Deleted(record)) = &event;
-                if wanted(record) && sender.send(Ok(convert::history_event(&event))).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(with_clock(Response::new(Box::pin(first.chain(ReceiverStream::new(receiver))))))
+        let events = history::listen(&self.daemon, &self.scope, request.into_inner())?;
+        Ok(with_clock(Response::new(events)))
     }
 
     async fn update_build_history(
         &self,
         request: Request<wire::UpdateBuildHistoryRequest>,
     ) -> Result<Response<wire::UpdateBuildHistoryResponse>, Status> {
-        let request = request.into_inner();
-        if request.delete {
-            if !self.daemon.builds().delete(&request.r#ref) {
-                return Err(Status::not_found(format!("failed to retrieve bucket for {}", request.r#ref)));
-            }
-        } else if request.pinned {
-            return Err(Status::unimplemented("pinned build records are not supported by castor yet"));
+        let wire::UpdateBuildHistoryRequest { r#ref: id, pinned, delete, finalize } = request.into_inner();
+        let history = self.daemon.history();
+        if delete || finalize {
+            self.daemon.finalize(&id).await;
         }
-        // Nothing is left to finalise: castor records no traces yet.
+        let done = match (delete, finalize) {
+            (true, _) => history.delete(&id).await,
+            (false, true) => Ok(()),
+            (false, false) => history.pin(&id, pinned).await,
+        };
+        done.map_err(|error| history::failed(&error))?;
         Ok(Response::new(wire::UpdateBuildHistoryResponse {}))
     }
 }

@@ -26,6 +26,9 @@ pub use dockerfile::DockerfileV0;
 pub use failure::{from_failure, to_failure};
 pub use gateway::{BUILD_ID_HEADER, BridgeService, Gateway, Gateways, Locate, Registered};
 
+/// The version of BuildKit's Dockerfile frontend that the builtin one is like; provenance tells it.
+pub const DOCKERFILE_VERSION: &str = "1.26.0";
+
 /// What a frontend is asked to do.
 #[derive(Debug, Clone, Default)]
 pub struct FrontendRequest {

@@ -1,9 +1,13 @@
 //! Definitions and places in texts in the JSON that Go's `encoding/json` makes of their generated structs: the form that they have in
-//! [`crate::errdefs::SourceInfo`] and in the answers of frontends. Zero values are left out, bytes are base64.
+//! [`crate::errdefs::SourceInfo`], in the answers of frontends and in provenance. Zero values are left out, bytes are base64.
+
+mod op;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
+
+pub use op::op;
 
 use crate::pb;
 
@@ -48,16 +52,15 @@ fn op_metadata(metadata: &pb::OpMetadata) -> Value {
 }
 
 fn source(source: &pb::Source) -> Value {
-    let locations: Map<String, Value> = source
-        .locations
-        .iter()
-        .map(|(digest, all)| {
-            let list: Vec<Value> = all.locations.iter().map(location).collect();
-            (digest.clone(), object([("locations", Value::Array(list))]))
-        })
-        .collect();
+    let locations: Map<String, Value> =
+        source.locations.iter().map(|(digest, all)| (digest.clone(), locations(all))).collect();
     let infos: Vec<Value> = source.infos.iter().map(source_info).collect();
     object([("locations", Value::Object(locations)), ("infos", Value::Array(infos))])
+}
+
+/// The places of one operation.
+pub fn locations(all: &pb::Locations) -> Value {
+    object([("locations", all.locations.iter().map(location).collect())])
 }
 
 /// A place in a text.

@@ -61,8 +61,13 @@ impl fmt::Display for Filter {
 impl Filter {
     /// Whether the record fits.
     pub fn matches(&self, record: &RecordInfo) -> bool {
+        self.matches_fields(|path| field(record, path))
+    }
+
+    /// Whether something fits whose fields are given by path: the value of one that is there.
+    pub fn matches_fields(&self, value: impl Fn(&[String]) -> Option<String>) -> bool {
         self.selectors.iter().all(|selector| {
-            let value = field(record, &selector.field);
+            let value = value(&selector.field);
             match (&selector.test, value) {
                 (Test::Present, value) => value.is_some(),
                 (Test::Equal(want), value) => value.as_ref() == Some(want),

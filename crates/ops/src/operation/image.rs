@@ -48,6 +48,7 @@ impl Image {
             )
             .await
             .map_err(OpError::Shared)?;
+        self.worker.pins().set(cx.reporter().vertex(), resolved.root.digest.to_string());
         if let Some(checksum) = self.source.checksum
             && checksum != resolved.root.digest
         {
