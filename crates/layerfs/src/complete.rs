@@ -30,8 +30,19 @@ async fn blob_locked(core: &Arc<Core>) -> Result<(), LayerError> {
     let info = core.shared.content.info(&core.id.blob).await;
     match info.map_err(|e| LayerError::State(with_sources(&e)))? {
         Some(_) => Ok(()),
-        None => fetch_blob(core).await,
+        None => {
+            fetch_blob(core).await?;
+            read_here(core).await
+        }
     }
+}
+
+/// If the blob is here, chunks are made of it from now on and not fetched.
+async fn read_here(core: &Arc<Core>) -> Result<(), LayerError> {
+    if let Some(local) = core.shared.local_blob(core.id.blob).await? {
+        core.openers.attach(local);
+    }
+    Ok(())
 }
 
 /// Does it; one at a time for a layer.
@@ -43,6 +54,7 @@ pub(crate) async fn complete(core: &Arc<Core>) -> Result<(), LayerError> {
     if let Some(fetcher) = core.object.get().and_then(|object| object.fetcher.as_ref())
         && !fetcher.presence().all()
     {
+        read_here(core).await?;
         fetcher.all().await.map_err(|e| core.fetch_error(e))?;
     }
     blob_locked(core).await?;

@@ -36,7 +36,7 @@ pub(crate) const MEMORY_KIB: u32 = 64 << 10;
 /// Layers that stay open without a user.
 const IDLE_LAYERS: usize = 256;
 /// How long a shutdown waits for fetches to end.
-const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// How an engine works.
 #[derive(Debug, Clone)]
@@ -95,13 +95,15 @@ pub(crate) struct Shared {
     modes: Modes,
     pub serving: Serving,
     numbers: AtomicU64,
-    live: Mutex<HashMap<LayerId, Live>>,
+    pub live: Mutex<HashMap<LayerId, Live>>,
+    /// The newest core of each layer that was opened, also where what works for it outlives the layer for a moment.
+    pub cores: Mutex<HashMap<LayerId, Weak<Core>>>,
     /// One at a time opens or begins a layer of a blob.
     gates: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 /// A layer that is open.
-enum Live {
+pub(crate) enum Live {
     /// Stays open.
     Held(Arc<Layer>),
     /// A download: it ends when nobody wants it.
@@ -140,6 +142,7 @@ impl LayerEngine {
             serving,
             numbers: AtomicU64::new(1),
             live: Mutex::default(),
+            cores: Mutex::default(),
             gates: Mutex::default(),
         });
         Ok(Arc::new(Self { trees: Trees::default(), shared }))
@@ -262,8 +265,14 @@ impl LayerEngine {
     pub async fn remove(&self, id: LayerId) -> Result<(), LayerError> {
         let gate = self.shared.gate(id.blob);
         let _one = gate.lock().await;
+        self.delete_object(id).await
+    }
+
+    /// Does it, for who has the gate.
+    pub(crate) async fn delete_object(&self, id: LayerId) -> Result<(), LayerError> {
         let live = self.shared.live.lock().remove(&id);
         drop(live);
+        self.shared.abandon(id).await;
         let dir = self.shared.layer_dir(id);
         castor_task::blocking(move || {
             let doomed = dir.with_extension("gone");
@@ -302,10 +311,18 @@ impl LayerEngine {
 }
 
 impl Live {
-    fn get(&self) -> Option<Arc<Layer>> {
+    pub(crate) fn get(&self) -> Option<Arc<Layer>> {
         match self {
             Self::Held(layer) => Some(layer.clone()),
             Self::Loose(layer) => layer.upgrade(),
+        }
+    }
+
+    /// Whether somebody beside the engine has the layer.
+    pub(crate) fn is_used(&self) -> bool {
+        match self {
+            Self::Held(layer) => Arc::strong_count(layer) > 1,
+            Self::Loose(layer) => layer.strong_count() > 0,
         }
     }
 }
@@ -327,7 +344,7 @@ impl Shared {
         Ok(dir)
     }
 
-    fn gate(&self, blob: Digest) -> Arc<tokio::sync::Mutex<()>> {
+    pub(crate) fn gate(&self, blob: Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut gates = self.gates.lock();
         gates.retain(|_, gate| gate.strong_count() > 0);
         if let Some(gate) = gates.get(&blob).and_then(Weak::upgrade) {
@@ -351,6 +368,7 @@ impl Shared {
 
     /// Opens an object on disk. One that is damaged is deleted: it can be made anew.
     pub(crate) async fn load(self: &Arc<Self>, id: LayerId) -> Result<Option<Arc<Layer>>, LayerError> {
+        self.settle(id).await;
         let dir = self.layer_dir(id);
         let path = dir.clone();
         let read = castor_task::blocking(move || {
@@ -391,7 +409,7 @@ impl Shared {
     /// A core without files yet.
     pub(crate) fn core(self: &Arc<Self>, id: LayerId, origin: Origin) -> Arc<Core> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Core {
+        let core = Arc::new(Core {
             id,
             number,
             dir: self.layer_dir(id),
@@ -404,8 +422,14 @@ impl Shared {
             complete: AtomicBool::new(false),
             completing: tokio::sync::Mutex::new(()),
             arrived: Arc::default(),
+            gone: AtomicBool::new(false),
+            writing: Mutex::default(),
             shared: self.clone(),
-        })
+        });
+        let mut cores = self.cores.lock();
+        cores.retain(|_, core| core.strong_count() > 0);
+        cores.insert(id, Arc::downgrade(&core));
+        core
     }
 
     /// Reads a blob that is in the content store.

@@ -73,6 +73,10 @@ pub(crate) struct Core {
     /// Held while the layer is completed, and while its presence is written.
     pub completing: tokio::sync::Mutex<()>,
     pub arrived: Arc<Notify>,
+    /// The files lie under their name no more, and are written to no more.
+    pub gone: AtomicBool,
+    /// Held while the files are written to.
+    pub writing: Mutex<()>,
     pub shared: Arc<Shared>,
 }
 
@@ -213,8 +217,23 @@ impl Layer {
 }
 
 impl Core {
+    /// Says that the files are no longer this layer's. Blocks while they are being written.
+    pub(crate) fn leave_files(&self) {
+        self.gone.store(true, Ordering::Release);
+        drop(self.writing.lock());
+    }
+
+    /// Whether the files are no longer this layer's.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
     /// Writes what is here to disk. Blocks.
     pub(crate) fn checkpoint(&self) -> std::io::Result<()> {
+        let _writing = self.writing.lock();
+        if self.is_gone() {
+            return Ok(());
+        }
         let Some(object) = self.object.get() else { return Ok(()) };
         let Some(fetcher) = &object.fetcher else { return Ok(()) };
         if self.complete.load(Ordering::Acquire) {
@@ -238,6 +257,10 @@ impl Core {
 
     /// Replaces the origin file. Blocks.
     pub(crate) fn write_origin(&self) -> std::io::Result<()> {
+        let _writing = self.writing.lock();
+        if self.is_gone() {
+            return Ok(());
+        }
         let origin = self.origin.lock().clone();
         origin.write(&self.dir.join("origin"))
     }

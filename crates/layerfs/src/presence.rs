@@ -108,6 +108,17 @@ pub(crate) fn read(path: &Path, chunks: u64) -> io::Result<Stored> {
     }
 }
 
+/// Chunks that are here, of all, as the file at `path` says; the second is 0 if it says nothing.
+pub(crate) fn counts(path: &Path) -> (u64, u64) {
+    let Ok(bytes) = std::fs::read(path) else { return (0, 0) };
+    let count = bytes.get(16..24).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    match parse(&bytes, count) {
+        Some(Stored::Complete) => (count, count),
+        Some(Stored::Chunks(presence)) => presence.count(),
+        None => (0, 0),
+    }
+}
+
 fn parse(bytes: &[u8], chunks: u64) -> Option<Stored> {
     let (body, digest) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
     if Digest::of(body).as_bytes() != digest || body.len() < HEADER || &body[..8] != MAGIC {
@@ -179,7 +190,11 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let Stored::Chunks(damaged) = read(&path, 131).unwrap() else { panic!("complete") };
         assert_eq!(damaged.count().0, 0);
+        assert_eq!(counts(&path), (0, 0));
+        write(&path, 131, false, &presence.snapshot()).unwrap();
+        assert_eq!(counts(&path), (4, 131));
         write(&path, 131, true, &[]).unwrap();
+        assert_eq!(counts(&path), (131, 131));
         assert!(matches!(read(&path, 131).unwrap(), Stored::Complete));
         std::fs::remove_dir_all(&dir).unwrap();
     }
