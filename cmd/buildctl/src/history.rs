@@ -145,7 +145,8 @@ pub async fn logs(target: &Target, values: &Values) -> Result<()> {
 
 /// `debug logs --trace`
 async fn trace(client: &Client, reference: &str) -> Result<()> {
-    let request = BuildHistoryRequest { r#ref: reference.to_owned(), ..BuildHistoryRequest::default() };
+    // Without the early exit a build that there never was is waited for.
+    let request = BuildHistoryRequest { r#ref: reference.to_owned(), ..all() };
     let mut events = Box::pin(client.histories(request).await?);
     let Some(event) = events.try_next().await? else { bail!("ref {reference} not found") };
     let trace = event.record.and_then(|record| record.trace);
@@ -234,39 +235,21 @@ fn event_text(event: &BuildHistoryEvent) -> String {
     }
     for (name, descriptor) in [("logs", &record.logs), ("trace", &record.trace)] {
         if let Some(descriptor) = descriptor {
-            let _ = writeln!(text, "  {name}: {}", descriptor_text(descriptor));
+            let _ = writeln!(text, "  {name}: {}", descriptor_data(descriptor).text());
         }
     }
     let mut result = |label: &str, info: &BuildResultInfo| {
         let old = info.result_deprecated.iter().filter(|_| info.results.is_empty());
         for descriptor in info.results.values().chain(old) {
-            let _ = writeln!(text, "  {label}descriptor: {}", descriptor_text(descriptor));
+            let _ = writeln!(text, "  {label}descriptor: {}", descriptor_data(descriptor).text());
         }
         for descriptor in &info.attestations {
-            let _ = writeln!(text, "  {label}attestation: {}", descriptor_text(descriptor));
+            let _ = writeln!(text, "  {label}attestation: {}", descriptor_data(descriptor).text());
         }
     };
     record.result.iter().for_each(|info| result("", info));
     record.results.iter().for_each(|(platform, info)| result(&format!("[{platform}] "), info));
     text
-}
-
-/// A descriptor in the text form of protobuf.
-fn descriptor_text(descriptor: &Descriptor) -> String {
-    let mut fields = Vec::new();
-    if !descriptor.media_type.is_empty() {
-        fields.push(format!("media_type:{:?}", descriptor.media_type));
-    }
-    if !descriptor.digest.is_empty() {
-        fields.push(format!("digest:{:?}", descriptor.digest));
-    }
-    if descriptor.size != 0 {
-        fields.push(format!("size:{}", descriptor.size));
-    }
-    for (name, value) in &descriptor.annotations {
-        fields.push(format!("annotations:{{key:{name:?} value:{value:?}}}"));
-    }
-    fields.join(" ")
 }
 
 fn to_data(event: &BuildHistoryEvent) -> Data {
@@ -281,7 +264,7 @@ fn record_data(record: &BuildHistoryRecord) -> Data {
         Data::map(map.iter().map(|(name, value)| (name.as_str(), value.into())))
     };
     let exporter =
-        |exporter: &Exporter| Data::record([("type", (&exporter.r#type).into()), ("attrs", texts(&exporter.attrs))]);
+        |exporter: &Exporter| Data::record([("Type", (&exporter.r#type).into()), ("Attrs", texts(&exporter.attrs))]);
     let number = |value: i32| Data::from(i64::from(value));
     Data::record([
         ("Ref", (&record.r#ref).into()),

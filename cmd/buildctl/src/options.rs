@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, bail};
-use castor_client::{Agents, CacheOption, Destination, Export, Secret, Secrets, TlsFiles};
+use castor_client::{Agents, CacheOption, Destination, Export, Forwarded, Key, Secret, Secrets, TlsFiles};
 
 use crate::csv;
 
@@ -16,6 +16,9 @@ use crate::csv;
 const PASSED_ON: &[&str] = &["SOURCE_DATE_EPOCH"];
 
 const BUILD_ARG: &str = "build-arg:";
+
+/// No private key has more bytes.
+const LARGEST_KEY: u64 = 100 << 10;
 
 /// `--output type=local,dest=out`
 pub fn outputs(values: &[String]) -> Result<Vec<Export>> {
@@ -296,41 +299,104 @@ fn check_device(config: &str) -> Result<()> {
     Ok(())
 }
 
-/// `--ssh default`, `--ssh id=socket`; keys are not served, an agent can hold them.
+/// `--ssh default`, `--ssh id=socket`, `--ssh id=socket,raw=true`, `--ssh id=key,key`
 pub fn agents(values: &[String]) -> Result<Option<Agents>> {
-    use std::os::unix::fs::FileTypeExt as _;
     if values.is_empty() {
         return Ok(None);
     }
     let mut agents = Agents::default();
-    for value in values {
-        let (id, rest) = match value.split_once('=') {
-            Some((id, rest)) => (id, Some(rest)),
-            None => (value.as_str(), None),
-        };
-        let id = if id.is_empty() { "default" } else { id };
-        let mut socket = None;
-        for field in rest.into_iter().flat_map(|rest| rest.split(',')) {
-            match field {
-                "raw=true" | "raw=false" => {}
-                path if socket.is_none() => socket = Some(PathBuf::from(path)),
-                _ => bail!("--ssh {id}: several keys are not supported; give them to an agent and name its socket"),
-            }
+    let configs = values.iter().map(|value| AgentConfig::parse(value)).collect::<Result<Vec<_>>>()?;
+    for mut config in configs {
+        if config.id.is_empty() {
+            "default".clone_into(&mut config.id);
         }
-        let socket = match socket {
-            Some(socket) => socket,
-            None => std::env::var_os("SSH_AUTH_SOCK")
-                .map(PathBuf::from)
-                .with_context(|| format!("failed to convert agent config for ID: {id:?}: invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set"))?,
-        };
-        let metadata = std::fs::metadata(&socket)
-            .with_context(|| format!("failed to convert agent config for ID: {id:?}: stat {}", socket.display()))?;
-        if !metadata.file_type().is_socket() {
-            bail!("--ssh {id}: {} is no socket; keys are not supported, give them to an agent", socket.display());
+        let what = config.to_string();
+        let forwarded = config.forwarded().with_context(|| format!("failed to convert agent config {what}"))?;
+        if agents.insert(&config.id, forwarded).is_some() {
+            bail!("duplicate agent ID {:?}", config.id);
         }
-        agents.insert(id, socket);
     }
     Ok(Some(agents))
+}
+
+/// What `--ssh` says.
+struct AgentConfig {
+    id: String,
+    paths: Vec<String>,
+    raw: bool,
+}
+
+/// `{default [/a /b] false}`
+impl std::fmt::Display for AgentConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{{{} [{}] {}}}", self.id, self.paths.join(" "), self.raw)
+    }
+}
+
+impl AgentConfig {
+    fn parse(value: &str) -> Result<Self> {
+        let (id, rest) = value.split_once('=').map_or((value, None), |(id, rest)| (id, Some(rest)));
+        let mut config = Self { id: id.to_owned(), paths: Vec::new(), raw: false };
+        for field in rest.into_iter().flat_map(|rest| rest.split(',')) {
+            match field.split_once('=') {
+                Some(("raw", value)) => {
+                    let parsed = parse_bool(value).with_context(|| format!("invalid value for 'raw': {value}"));
+                    config.raw = parsed?;
+                }
+                _ => config.paths.push(field.to_owned()),
+            }
+        }
+        if config.raw && config.paths.len() != 1 {
+            bail!("raw mode must supply exactly one socket path for {:?}", config.id);
+        }
+        Ok(config)
+    }
+
+    /// Looks at what is at the paths; without any it is the user's agent.
+    fn forwarded(&self) -> Result<Forwarded> {
+        let mut paths = self.paths.clone();
+        if paths.iter().all(String::is_empty) && paths.len() < 2 {
+            let agent = std::env::var("SSH_AUTH_SOCK").ok().filter(|path| !path.is_empty());
+            paths = vec![agent.context("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set")?];
+        }
+        self.of(&paths).with_context(|| format!("failed to convert agent config for ID: {:?}", self.id))
+    }
+
+    fn of(&self, paths: &[String]) -> Result<Forwarded> {
+        use std::os::unix::fs::FileTypeExt as _;
+        let (mut socket, mut keys) = (None, Vec::new());
+        for path in paths {
+            if socket.is_some() {
+                bail!("only single socket allowed");
+            }
+            if std::fs::metadata(path).with_context(|| format!("stat {path}"))?.file_type().is_socket() {
+                socket = Some(PathBuf::from(path));
+                continue;
+            }
+            if self.raw {
+                bail!("raw mode only supported with socket paths");
+            }
+            let mut text = Vec::new();
+            let file = File::open(path).with_context(|| format!("failed to open {path}: open {path}"))?;
+            file.take(LARGEST_KEY).read_to_end(&mut text).with_context(|| format!("failed to read {path}"))?;
+            keys.push(Key::parse(&text).with_context(|| format!("failed to parse {path}"))?);
+        }
+        match socket {
+            Some(_) if !keys.is_empty() => bail!("invalid combination of keys and sockets"),
+            Some(socket) if self.raw => Ok(Forwarded::Raw(socket)),
+            Some(socket) => Ok(Forwarded::Agent(socket)),
+            None => Ok(Forwarded::Keys(Arc::new(keys))),
+        }
+    }
+}
+
+/// A truth value as Go reads it.
+fn parse_bool(text: &str) -> Result<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => bail!("strconv.ParseBool: parsing {text:?}: invalid syntax"),
+    }
 }
 
 /// `--registry-auth-tlscontext host=...,ca=...`

@@ -137,14 +137,14 @@ fn summary(records: &[UsageRecord]) -> String {
 }
 
 fn to_data(record: &UsageRecord) -> Data {
-    let time = |time: Option<castor_client::records::Timestamp>| time.map(|time| status::timestamp(time).to_string());
+    let time = |time: Option<castor_client::records::Timestamp>| time.map(to_time).map_or(Data::Null, Data::Time);
     Data::map([
         ("id", (&record.id).into()),
         ("mutable", record.mutable.into()),
         ("inUse", record.in_use.into()),
         ("size", record.size.into()),
-        ("createdAt", time(record.created_at).into()),
-        ("lastUsedAt", time(record.last_used_at).into()),
+        ("createdAt", time(record.created_at)),
+        ("lastUsedAt", time(record.last_used_at)),
         ("usageCount", record.usage_count.into()),
         ("parents", Data::list(record.parents.iter().map(Data::from))),
         ("description", (&record.description).into()),
@@ -155,8 +155,11 @@ fn to_data(record: &UsageRecord) -> Data {
 
 /// `2026-01-02 03:04:05.6 +0000 UTC`
 fn go_time(time: Option<castor_client::records::Timestamp>) -> String {
-    let text = status::timestamp(time.unwrap_or_default()).to_string();
-    format!("{} +0000 UTC", text.trim_end_matches('Z').replace('T', " "))
+    Data::Time(to_time(time.unwrap_or_default())).text()
+}
+
+fn to_time(time: castor_client::records::Timestamp) -> String {
+    status::timestamp(time).to_string()
 }
 
 #[cfg(test)]

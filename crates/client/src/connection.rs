@@ -36,6 +36,12 @@ pub enum ClientError {
         /// What it said.
         failure: Failure,
     },
+    /// It ended a stream of answers.
+    #[error("rpc error: code = {} desc = {}", code_name(.failure.code), .failure.message)]
+    Stream {
+        /// What it said.
+        failure: Failure,
+    },
     /// It did not get ready in time.
     #[error("context deadline exceeded")]
     Timeout,
@@ -62,9 +68,13 @@ impl ClientError {
     /// The error as the daemon sent it, with its details.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
-            Self::Call { failure, .. } => Some(failure),
+            Self::Call { failure, .. } | Self::Stream { failure } => Some(failure),
             _ => None,
         }
+    }
+
+    pub(crate) fn stream(status: Status) -> Self {
+        Self::Stream { failure: failure_of(&status) }
     }
 
     pub(crate) fn call(context: &'static str) -> impl FnOnce(Status) -> Self {

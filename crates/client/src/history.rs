@@ -17,8 +17,8 @@ impl Client {
         &self,
         request: control::BuildHistoryRequest,
     ) -> Result<impl Stream<Item = Result<control::BuildHistoryEvent, ClientError>> + use<>, ClientError> {
-        let response = self.control().listen_build_history(request).await.map_err(ClientError::call(""))?;
-        Ok(response.into_inner().map_err(|status| ClientError::call("")(status)))
+        let response = self.control().listen_build_history(request).await.map_err(ClientError::stream)?;
+        Ok(response.into_inner().map_err(ClientError::stream))
     }
 
     /// Keeps a record, or lets it go; `delete` removes it.
@@ -38,8 +38,8 @@ impl Client {
         reference: &str,
     ) -> Result<impl Stream<Item = Result<SolveStatus, ClientError>> + use<>, ClientError> {
         let request = control::StatusRequest { r#ref: reference.to_owned() };
-        let response = self.control().status(request).await.map_err(ClientError::call(""))?;
-        Ok(response.into_inner().map_ok(SolveStatus::from).map_err(|status| ClientError::call("")(status)))
+        let response = self.control().status(request).await.map_err(ClientError::stream)?;
+        Ok(response.into_inner().map_ok(SolveStatus::from).map_err(ClientError::stream))
     }
 
     /// The bytes of one of the daemon's blobs. They are not verified.

@@ -13,7 +13,7 @@ pub use build::{BuildOptions, BuildResult, CacheOption, Export, new_id};
 pub use castor_oci::Digest;
 pub use castor_proto::errdefs::Source;
 pub use castor_session::client::{
-    Agents, Destination, DockerConfig, Keychain, KeychainOptions, Secret, Secrets, TlsFiles,
+    Agents, Destination, DockerConfig, Forwarded, Key, KeyError, Keychain, KeychainOptions, Secret, Secrets, TlsFiles,
 };
 pub use castor_task::CancellationToken;
 pub use castor_wire::{ClientTls, Failure};

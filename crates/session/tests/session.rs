@@ -16,7 +16,7 @@ use castor_proto::control::*;
 use castor_registry::{Credentials as _, TokenRequest};
 use castor_session::auth::SessionCredentials;
 use castor_session::client::{
-    Agents, Destination, Exports, Keychain, KeychainOptions, Secret, Secrets, SharedDirectories,
+    Agents, Destination, Exports, Forwarded, Key, Keychain, KeychainOptions, Secret, Secrets, SharedDirectories,
 };
 use castor_session::filesend::Outcome;
 use castor_session::{SessionError, filesend, filesync, secrets, ssh};
@@ -407,7 +407,10 @@ async fn an_agent_is_reached_through_a_socket() {
         }
     });
     let mut agents = Agents::default();
-    agents.insert("", dir.path().join("agent"));
+    agents.insert("", Forwarded::Raw(dir.path().join("agent")));
+    let key = Key::parse(include_bytes!("../testdata/keys/ed25519")).unwrap();
+    let public = key.public().to_vec();
+    agents.insert("keys", Forwarded::Keys(Arc::new(vec![key])));
     let (plain, _stop) = world.open(world.session()).await;
     let (keeper, _stop) = world.open(world.session().agents(agents)).await;
     let group = world.sessions.group([plain.id().to_owned(), keeper.id().to_owned()]);
@@ -430,5 +433,16 @@ async fn an_agent_is_reached_through_a_socket() {
     }
     drop(socket);
     assert!(!path.exists());
+
+    // Keys are behind an agent, which lists them: their number, each with its comment.
+    let keys = ssh::AgentSocket::bind(&caller, "keys", &path, access, &world.scope.child("keys")).unwrap();
+    let mut stream = tokio::net::UnixStream::connect(keys.path()).await.unwrap();
+    stream.write_all(&[0, 0, 0, 1, 11]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer[4..9], [12, 0, 0, 0, 1]);
+    assert_eq!(answer[13..13 + public.len()], public);
+    assert!(answer.ends_with(b"user@example.com"));
     world.end().await;
 }

@@ -24,7 +24,9 @@ pub struct Template(Vec<Node>);
 impl Template {
     /// Reads a template; `json` alone is `{{json .}}`.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
-        parse::parse(if text == "json" { "{{json .}}" } else { text }).map(Self)
+        let parsed = parse::parse(if text == "json" { "{{json .}}" } else { text });
+        // Formats are one line.
+        parsed.map(Self).map_err(|TemplateError(message)| TemplateError(format!(":1: {message}")))
     }
 
     /// The text that the template makes of `value`.
@@ -61,7 +63,7 @@ impl Run {
                 Node::Action(pipeline) => {
                     let value = self.pipeline(pipeline, dot)?;
                     if pipeline.variables.is_empty() {
-                        self.out.push_str(&shown(&value));
+                        self.out.push_str(&value.text());
                     }
                     // What is declared here is seen by what follows.
                     continue;
@@ -118,7 +120,7 @@ impl Run {
             Value::Map(map) => map.into_iter().map(|(name, value)| (Value::Text(name), value)).collect(),
             Value::Number(count) => (0..count).map(|number| (Value::Number(number), Value::Number(number))).collect(),
             Value::Null => Vec::new(),
-            other => return wrong(format!("range can't iterate over {}", shown(&other))),
+            other => return wrong(format!("range can't iterate over {}", other.text())),
         };
         if items.is_empty() {
             return self.scoped(otherwise, dot);
@@ -211,7 +213,7 @@ impl Run {
 }
 
 fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
-    use Value::{Bool, List, Map, Name, Null, Number, Record, Text};
+    use Value::{Bool, List, Map, Name, Null, Number, Record, Text, Time};
     let count = |length: usize| Number(i64::try_from(length).unwrap_or(i64::MAX));
     let value = match (name, arguments) {
         ("json", [value]) => Text(value.json()),
@@ -241,11 +243,11 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
                 item.cloned().map_or_else(|| wrong(format!("index out of range: {index}")), Ok)
             }
             (Map(map), Text(key)) => Ok(map.into_iter().find(|(name, _)| name == key).map_or(Null, |(_, value)| value)),
-            (value, _) => wrong(format!("can't index {}", shown(&value))),
+            (value, _) => wrong(format!("can't index {}", value.text())),
         })?,
         ("slice", [value, bounds @ ..]) => slice(value, bounds)?,
         ("print", values) => Text(printf::print(values)),
-        ("println", values) => Text(values.iter().map(shown).collect::<Vec<_>>().join(" ") + "\n"),
+        ("println", values) => Text(values.iter().map(Value::text).collect::<Vec<_>>().join(" ") + "\n"),
         ("printf", [Text(format), values @ ..]) => Text(printf::printf(format, values)),
         ("json" | "len" | "not" | "eq" | "ne" | "lt" | "le" | "gt" | "ge" | "index" | "slice" | "printf", values) => {
             let given: Vec<&str> = values
@@ -255,6 +257,7 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
                     Bool(_) => "bool",
                     Number(_) | Name(..) => "number",
                     Text(_) => "string",
+                    Time(_) => "time.Time",
                     List(_) => "list",
                     Map(_) => "map",
                     Record(_) => "struct",
@@ -271,7 +274,7 @@ fn slice(value: &Value, bounds: &[Value]) -> Result<Value, TemplateError> {
     let length = match value {
         Value::List(items) => items.len(),
         Value::Text(text) => text.len(),
-        other => return wrong(format!("can't slice {}", shown(other))),
+        other => return wrong(format!("can't slice {}", other.text())),
     };
     let bound = |place: usize, default: usize| match bounds.get(place) {
         None => Ok(default),
@@ -279,7 +282,7 @@ fn slice(value: &Value, bounds: &[Value]) -> Result<Value, TemplateError> {
             Ok(number) if number <= length => Ok(number),
             _ => wrong(format!("index out of range: {number}")),
         },
-        Some(other) => wrong(format!("cannot index slice/array with {}", shown(other))),
+        Some(other) => wrong(format!("cannot index slice/array with {}", other.text())),
     };
     let (from, to) = (bound(0, 0)?, bound(1, length)?);
     if from > to {
@@ -320,23 +323,6 @@ fn field(value: &Value, name: &str) -> Result<Value, TemplateError> {
 
 fn is_true(value: &Value) -> bool {
     matches!(value, Value::Record(_)) || !value.is_empty()
-}
-
-/// A value as Go prints it.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "<nil>".to_owned(),
-        Value::Text(text) | Value::Name(text, _) => text.clone(),
-        Value::List(items) => {
-            let items: Vec<String> = items.iter().map(shown).collect();
-            format!("[{}]", items.join(" "))
-        }
-        Value::Map(map) | Value::Record(map) => {
-            let pairs: Vec<String> = map.iter().map(|(key, value)| format!("{key}:{}", shown(value))).collect();
-            format!("map[{}]", pairs.join(" "))
-        }
-        other => other.json(),
-    }
 }
 
 #[cfg(test)]

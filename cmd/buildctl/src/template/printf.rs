@@ -1,6 +1,5 @@
 //! `print` and `printf`, as Go's templates have them.
 
-use super::shown;
 use crate::data::Data;
 
 /// No field is wider; what asks for more is cut to this.
@@ -14,7 +13,7 @@ pub fn print(values: &[Data]) -> String {
         if place > 0 && !is_text(value) && !is_text(&values[place - 1]) {
             text.push(' ');
         }
-        text.push_str(&shown(value));
+        text.push_str(&value.text());
     }
     text
 }
@@ -72,7 +71,7 @@ pub fn printf(format: &str, values: &[Data]) -> String {
             },
         }
     }
-    let extra: Vec<String> = values.map(shown).collect();
+    let extra: Vec<String> = values.map(Data::text).collect();
     if !extra.is_empty() {
         text.push_str(&format!("%!(EXTRA {})", extra.join(", ")));
     }
@@ -89,12 +88,12 @@ impl Directive {
                     number.to_string()
                 }
             }
-            ('v', value) => shown(value),
+            ('v', value) => value.text(),
             ('s', Data::Text(text) | Data::Name(text, _)) => match self.precision {
                 Some(precision) => text.chars().take(precision).collect(),
                 None => text.clone(),
             },
-            ('s', Data::List(_) | Data::Map(_) | Data::Record(_)) => shown(value),
+            ('s', Data::List(_) | Data::Map(_) | Data::Record(_)) => value.text(),
             ('q', Data::Text(text) | Data::Name(text, _)) => Data::from(text).json(),
             ('x', Data::Number(number)) => format!("{number:x}"),
             ('X', Data::Number(number)) => format!("{number:X}"),
@@ -103,7 +102,7 @@ impl Directive {
             ('x', Data::Text(text)) => text.bytes().map(|byte| format!("{byte:02x}")).collect(),
             ('X', Data::Text(text)) => text.bytes().map(|byte| format!("{byte:02X}")).collect(),
             ('t', Data::Bool(value)) => value.to_string(),
-            (verb, value) => format!("%!{verb}({})", shown(value)),
+            (verb, value) => format!("%!{verb}({})", value.text()),
         };
         let missing = self.width.saturating_sub(text.chars().count());
         if self.left {

@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+mod agent;
 mod auth;
 mod docker;
 mod filesend;
@@ -40,12 +41,13 @@ use tonic::{Request, Status};
 
 use crate::{SessionError, key};
 
+pub use agent::{Key, KeyError};
 pub use auth::{Keychain, KeychainOptions};
 pub use docker::{DockerConfig, DockerConfigError, Login};
 pub use filesend::{Destination, Exports, OpenStream};
 pub use filesync::SharedDirectories;
 pub use secrets::{Secret, Secrets};
-pub use ssh::Agents;
+pub use ssh::{Agents, Forwarded};
 pub use token::TlsFiles;
 
 /// How long calls may go on after the end was asked for.
