@@ -332,12 +332,19 @@ async fn readers_can_be_killed_and_trees_unmounted(mode: Mode) {
     let layer = open(&bench, &source).await;
     let tree = tree_of(&bench, std::slice::from_ref(&layer)).await;
     source.faults.lock().stall = Some(0..u64::MAX);
-    // The second waits for a single page, without reading ahead, as one does who has mapped it and jumps about.
-    for (number, advice) in [(500, rustix::fs::Advice::Normal), (300, rustix::fs::Advice::Random)] {
+    let reading = |number: usize, direct: bool| {
         let file = std::fs::File::open(path(&tree, &name(number))).unwrap();
-        rustix::fs::fadvise(&file, 0, None, advice).unwrap();
-        let mut reader =
-            std::process::Command::new("cat").stdin(file).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let mut command = std::process::Command::new("dd");
+        command.arg("status=none").stdin(file).stdout(std::process::Stdio::null());
+        if direct { command.arg("iflag=direct") } else { &mut command }.spawn().unwrap()
+    };
+    let mut readers = vec![(500, false)];
+    if mode == Mode::Fuse {
+        // Past the page cache it is the server that is waited for, and who does so cannot be killed.
+        readers.push((300, true));
+    }
+    for (number, direct) in readers {
+        let mut reader = reading(number, direct);
         source.stalled.notified().await;
         reader.kill().unwrap();
         let ended = tokio::task::spawn_blocking(move || reader.wait().unwrap());

@@ -135,7 +135,9 @@ pub fn comes_true(what: &str, mut is_true: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_true() {
         assert!(begun.elapsed() < PATIENCE, "{what}");
-        std::thread::yield_now();
+        // Whoever looks without a pause takes the processor from what it waits for.
+        #[allow(clippy::disallowed_methods)]
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
