@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// The capabilities that castor's daemon has; exactly these are advertised.
 ///
-/// Left out because nothing implements them yet: sources OCI layout and image blobs; bundles and signatures of git,
+/// Left out because nothing implements them yet: image blobs as sources; bundles and signatures of git,
 /// signatures of http; CDI devices; the proxy network; content cache mounts; attestations; source policies; the remote
 /// caches of clouds.
 pub const SUPPORTED: &[&str] = &[
@@ -75,6 +75,7 @@ pub const SUPPORTED: &[&str] = &[
     "source.local.sessionid",
     "source.local.sharedkeyhint",
     "source.local.unique",
+    "source.ocilayout",
 ];
 
 /// Capabilities that clients put on ops though no BuildKit ever advertised them; accepted, not advertised.
@@ -101,7 +102,6 @@ const ABSENT: &[&str] = &[
     "source.http.signatureverify",
     "source.imageblob",
     "source.local.metadatatransfer",
-    "source.ocilayout",
     "source.policy",
     "source.policy.session",
 ];

@@ -51,7 +51,13 @@ struct Kept {
 }
 
 impl ResolvedImage {
-    fn parse(root: Descriptor, manifest_bytes: Bytes, config_bytes: Bytes, what: &str) -> Result<Self, OpError> {
+    /// Reads the documents of an image called `what`.
+    pub(crate) fn parse(
+        root: Descriptor,
+        manifest_bytes: Bytes,
+        config_bytes: Bytes,
+        what: &str,
+    ) -> Result<Self, OpError> {
         let invalid = |part: &str, error: &dyn std::fmt::Display| {
             OpError::Image(format!("failed to parse {part} of {what}: {error}"))
         };

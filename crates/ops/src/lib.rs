@@ -19,6 +19,7 @@ pub mod files;
 mod git;
 pub mod identity;
 mod images;
+mod layout;
 mod look;
 mod openers;
 mod operation;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use castor_fsutil::{Patterns, Stat, Walk};
-use castor_llb::{GitSource, HttpSource, Source};
+use castor_llb::{GitSource, HttpSource, OciLayoutSource, Source};
 use castor_oci::{Platform, Reference};
 use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex};
 use castor_solver::Cx;
@@ -16,7 +16,8 @@ use castor_task::{CancellationToken, reading};
 use crate::bridge::{GitMeta, HttpMeta, ImageMeta, ReadDir, ReadFile, SourceMeta, SourceMetaRequest};
 use crate::files::Tree;
 use crate::git::Objects;
-use crate::openers::access;
+use crate::layout::Layout;
+use crate::openers::{access, group};
 use crate::web::file_name;
 use crate::worker::{Worker, vertex_digest};
 use crate::{BridgeError, OpError};
@@ -92,6 +93,10 @@ impl Worker {
                 let git = Some(self.git_meta(cx, &source, request.git_objects).await?);
                 return Ok(SourceMeta { git, ..none });
             }
+            Source::OciLayout(source) => {
+                let image = self.layout_meta(cx, &source, platform, request.no_config).await?;
+                return Ok(SourceMeta { image: Some(image), ..none });
+            }
             Source::Http(source) => return Ok(SourceMeta { http: Some(self.http_meta(cx, &source).await?), ..none }),
             _ => {
                 let scheme = request.identifier.split("://").next().unwrap_or_default();
@@ -109,6 +114,23 @@ impl Worker {
         }
         let config = if request.no_config { Bytes::new() } else { image.config_bytes.clone() };
         Ok(SourceMeta { image: Some(ImageMeta { digest: image.root.digest, config }), ..none })
+    }
+
+    async fn layout_meta(
+        &self,
+        cx: &Cx,
+        source: &OciLayoutSource,
+        platform: &Platform,
+        no_config: bool,
+    ) -> Result<ImageMeta, OpError> {
+        let reference: Reference = source
+            .reference
+            .parse()
+            .map_err(|error| OpError::Invalid(format!("invalid image reference {}: {error}", source.reference)))?;
+        let layout = Layout::new(self.sessions(), group(self.sessions(), cx), &source.session, &source.store);
+        let image = layout.resolve(&reference, platform).await?;
+        let config = if no_config { Bytes::new() } else { image.config_bytes.clone() };
+        Ok(ImageMeta { digest: image.root.digest, config })
     }
 
     async fn git_meta(&self, cx: &Cx, source: &GitSource, objects: bool) -> Result<GitMeta, OpError> {

@@ -13,6 +13,8 @@ use castor_session::{Group, Sessions};
 use castor_solver::Cx;
 use castor_store::{ImageLayer, Openers};
 
+use crate::layout::{Layout, LayoutOpener};
+
 /// The sessions of whoever wants the work of `cx`, as they are at each moment.
 pub(crate) fn group(sessions: &Sessions, cx: &Cx) -> Group {
     let cx = cx.clone();
@@ -59,14 +61,21 @@ impl Openers for RegistryOpeners {
                 Some(Source { own: reader(&own), anyone: reader(&Access::proved()) })
             })
             .collect();
-        Arc::new(LayerOpener {
+        let layouts: Vec<Layout> =
+            layer.origins.iter().filter_map(|origin| Layout::of_origin(origin, &self.sessions, &group)).collect();
+        let elsewhere = layouts.len() < layer.origins.len();
+        let opener = Arc::new(LayerOpener {
             layer: layer.descriptor.digest,
             image: layer.image.clone(),
             group,
             sources,
             client: self.client.clone(),
             access: own,
-        })
+        });
+        if layouts.is_empty() {
+            return opener;
+        }
+        Arc::new(LayoutOpener { digest: layer.descriptor.digest, layouts, rest: opener, elsewhere })
     }
 }
 
@@ -93,20 +102,21 @@ impl BlobOpener for LayerOpener {
     async fn range(&self, range: Range<u64>, priority: Priority) -> Result<RangeBody, FetchError> {
         let mut last = FetchError::new(format!("no repository of {} is known", self.image));
         for source in &self.sources {
-            let mut answer = Err(FetchError::new("no session"));
-            if self.group.is_alive() {
-                answer = source.own.range(range.clone(), priority).await;
-            }
-            if answer.is_err() {
-                let own = answer.err();
-                answer = source.anyone.range(range.clone(), priority).await;
-                // What the build's own client was told says more.
-                if let (Err(error), Some(own)) = (&mut answer, own)
-                    && self.group.is_alive()
-                {
-                    *error = own;
+            let own = match self.group.is_alive() {
+                true => Some(source.own.range(range.clone(), priority).await),
+                false => None,
+            };
+            let answer = match own {
+                // The session may have ended meanwhile. With other credentials only a refusal becomes another answer: a
+                // registry that is out of reach is so for everybody, and is not waited for twice.
+                Some(Err(own)) if own.denied || !self.group.is_alive() => {
+                    let answer = source.anyone.range(range.clone(), priority).await;
+                    // What the build's own client was told says more.
+                    answer.map_err(|error| if self.group.is_alive() { own } else { error })
                 }
-            }
+                Some(answer) => answer,
+                None => source.anyone.range(range.clone(), priority).await,
+            };
             match answer {
                 Ok(body) => return Ok(body),
                 Err(error) => last = error,

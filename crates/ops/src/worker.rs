@@ -5,7 +5,7 @@ use std::sync::Arc;
 use castor_executor::Executor;
 use castor_layerfs::Lazy;
 use castor_llb::op::{MountKind, NetMode, Op, SecurityMode};
-use castor_llb::{Source, Vertex};
+use castor_llb::{ImageSource, Source, Vertex};
 use castor_metadb::KeyValue;
 use castor_oci::{Digest, Platform};
 use castor_progress::Group;
@@ -267,11 +267,22 @@ impl Worker {
     fn source(&self, source: &Source, platform: Platform) -> Arc<dyn Operation<ImmutableRef>> {
         let refused = |kind: &str| Arc::new(Refused(format!("source {kind}"))) as Arc<dyn Operation<ImmutableRef>>;
         match source {
-            Source::Image(source) => Arc::new(Image { worker: self.clone(), source: source.clone(), platform }),
+            Source::Image(source) => {
+                Arc::new(Image { worker: self.clone(), source: source.clone(), platform, layout: None })
+            }
             Source::Local(source) => Arc::new(Local::new(self.clone(), source.clone())),
             Source::Git(source) => Arc::new(operation::Git::new(self.clone(), source.clone())),
             Source::Http(source) => Arc::new(Http::new(self.clone(), source.clone())),
-            Source::OciLayout(_) => refused("oci-layout"),
+            Source::OciLayout(source) => Arc::new(Image {
+                worker: self.clone(),
+                source: ImageSource {
+                    reference: source.reference.clone(),
+                    layer_limit: source.layer_limit,
+                    ..ImageSource::default()
+                },
+                platform,
+                layout: Some((source.session.clone(), source.store.clone())),
+            }),
             Source::ImageBlob(_) => refused("docker-image+blob"),
             Source::OciLayoutBlob(_) => refused("oci-layout+blob"),
         }

@@ -1,7 +1,7 @@
 //! What the conversion asks, answered through the bridge. Equal questions are asked once, because stages and platforms
 //! repeat them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -30,11 +30,17 @@ impl Resolver {
     }
 
     async fn resolve(&self, image: &ImageLookup) -> Result<ResolvedImage, BridgeError> {
-        if image.oci_layout.is_some() {
-            return Err(BridgeError::unimplemented("source oci-layout is not supported by castor yet"));
-        }
+        let (scheme, attrs) = match &image.oci_layout {
+            None => ("docker-image", BTreeMap::new()),
+            Some(layout) => {
+                let attrs = [("oci.session", &layout.session), ("oci.store", &layout.store)];
+                let attrs = attrs.into_iter().filter(|(_, value)| !value.is_empty());
+                ("oci-layout", attrs.map(|(name, value)| (name.to_owned(), value.clone())).collect())
+            }
+        };
         let request = SourceMetaRequest {
-            identifier: format!("docker-image://{}", image.reference),
+            identifier: format!("{scheme}://{}", image.reference),
+            attrs,
             platform: image.platform.clone(),
             log_name: image.log_name.clone(),
             resolve_mode: image.mode,
@@ -43,7 +49,7 @@ impl Resolver {
         let context =
             |error: BridgeError| error.context(format!("failed to resolve source metadata for {}", image.reference));
         let meta = self.bridge.resolve_source(request).await.map_err(context)?;
-        let reference = meta.identifier.strip_prefix("docker-image://").unwrap_or(&image.reference).to_owned();
+        let reference = meta.identifier.split_once("://").map_or(image.reference.as_str(), |(_, name)| name).to_owned();
         match meta.image {
             Some(found) => Ok(ResolvedImage { reference, digest: Some(found.digest), config: found.config.to_vec() }),
             None => Err(BridgeError::unknown(format!("{} is not an image", image.reference))),

@@ -178,7 +178,7 @@ impl Gateway {
         let context =
             |error: BridgeError| error.context(format!("failed to resolve source metadata for {}", request.r#ref));
         let meta = self.bridge.resolve_source(convert::image_config_request(&request)?).await.map_err(context)?;
-        let reference = meta.identifier.strip_prefix("docker-image://").unwrap_or(&meta.identifier).to_owned();
+        let reference = meta.identifier.split_once("://").map_or(meta.identifier.as_str(), |(_, name)| name).to_owned();
         let Some(image) = meta.image else {
             return Err(BridgeError::unknown(format!("{} is not an image", request.r#ref)));
         };

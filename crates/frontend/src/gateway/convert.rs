@@ -1,5 +1,7 @@
 //! Between the bridge's types and those of the wire.
 
+use std::collections::BTreeMap;
+
 use castor_llb::{Definition, ResolveMode};
 use castor_oci::{Digest, Platform};
 use castor_ops::bridge::{CacheImport, SourceMetaRequest, WorkerInfo};
@@ -98,11 +100,19 @@ pub(super) fn image_config_request(
     if !wire.source_policies.is_empty() {
         return Err(BridgeError::unimplemented("source policies are not supported by castor yet"));
     }
-    if wire.resolver_type != 0 {
-        return Err(BridgeError::unimplemented("source oci-layout is not supported by castor yet"));
-    }
+    let (scheme, attrs) = match wire.resolver_type {
+        0 => ("docker-image", BTreeMap::new()),
+        // An OCI layout of the client.
+        1 => {
+            let attrs = [("oci.session", &wire.session_id), ("oci.store", &wire.store_id)];
+            let attrs = attrs.into_iter().filter(|(_, value)| !value.is_empty());
+            ("oci-layout", attrs.map(|(name, value)| (name.to_owned(), value.clone())).collect())
+        }
+        kind => return Err(invalid(format!("invalid resolver type {kind}"))),
+    };
     Ok(SourceMetaRequest {
-        identifier: format!("docker-image://{}", wire.r#ref),
+        identifier: format!("{scheme}://{}", wire.r#ref),
+        attrs,
         platform: wire.platform.as_ref().map(platform),
         log_name: wire.log_name.clone(),
         resolve_mode: resolve_mode(&wire.resolve_mode)?,

@@ -11,7 +11,8 @@ use castor_store::{ImageLayer, ImmutableRef, RecordOptions, RecordType};
 
 use super::private_digest;
 use crate::images::{ResolvedImage, layer_history};
-use crate::openers::access;
+use crate::layout::Layout;
+use crate::openers::{access, group};
 use crate::worker::Worker;
 use crate::{OpError, identity};
 
@@ -19,6 +20,8 @@ pub(crate) struct Image {
     pub(crate) worker: Worker,
     pub(crate) source: ImageSource,
     pub(crate) platform: Platform,
+    /// Session and store of the client's layout that has the image; `None`: a registry has it.
+    pub(crate) layout: Option<(String, String)>,
 }
 
 /// What of an image counts.
@@ -30,24 +33,38 @@ struct Chosen {
 }
 
 impl Image {
+    fn layout(&self, cx: &Cx) -> Option<Layout> {
+        let (session, store) = self.layout.as_ref()?;
+        let sessions = self.worker.sessions();
+        Some(Layout::new(sessions, group(sessions, cx), session, store))
+    }
+
+    /// Whether layers may be lazy: those of a layout may not, because its client will be gone.
+    fn wants_lazy(&self, cx: &Cx) -> Lazy {
+        if self.layout.is_some() { Lazy::Never } else { self.worker.wants_lazy(cx) }
+    }
+
     async fn choose(&self, cx: &Cx) -> Result<Chosen, OpError> {
         let reference: Reference =
             self.source.reference.parse().map_err(|error| {
                 OpError::Invalid(format!("invalid image reference {}: {error}", self.source.reference))
             })?;
-        let resolved = self
-            .worker
-            .images()
-            .resolve(
-                &reference,
-                &self.platform,
-                self.source.resolve_mode,
-                access(self.worker.sessions(), cx),
-                &cx.sessions().join(","),
-                cx.token(),
-            )
-            .await
-            .map_err(OpError::Shared)?;
+        let resolved = match self.layout(cx) {
+            Some(layout) => Arc::new(layout.resolve(&reference, &self.platform).await?),
+            None => self
+                .worker
+                .images()
+                .resolve(
+                    &reference,
+                    &self.platform,
+                    self.source.resolve_mode,
+                    access(self.worker.sessions(), cx),
+                    &cx.sessions().join(","),
+                    cx.token(),
+                )
+                .await
+                .map_err(OpError::Shared)?,
+        };
         self.worker.pins().set(cx.reporter().vertex(), resolved.root.digest.to_string());
         if let Some(checksum) = self.source.checksum
             && checksum != resolved.root.digest
@@ -75,7 +92,7 @@ impl Image {
         Ok(Chosen { reference, resolved, layers, diff_ids })
     }
 
-    async fn load(&self, chosen: &Chosen, want: Lazy) -> Result<ImmutableRef, OpError> {
+    async fn load(&self, cx: &Cx, chosen: &Chosen, want: Lazy) -> Result<ImmutableRef, OpError> {
         let store = self.worker.store();
         if chosen.layers.is_empty() {
             return Ok(store.scratch());
@@ -90,6 +107,7 @@ impl Image {
         }
         let mut history = layer_history(&chosen.resolved.config).into_iter();
         let image = chosen.reference.to_string();
+        let origin = self.layout(cx).map_or_else(|| chosen.reference.repository(), |layout| layout.origin());
         let layers = chosen
             .layers
             .iter()
@@ -98,7 +116,7 @@ impl Image {
                 let (created_by, created) = history.next().unwrap_or_default();
                 ImageLayer {
                     descriptor: descriptor.clone(),
-                    origins: vec![chosen.reference.repository()],
+                    origins: vec![origin.clone()],
                     image: image.clone(),
                     diff_id: Some(*diff_id),
                     want,
@@ -115,10 +133,12 @@ impl Image {
 
     /// What tells the image from another one that claims the same content, while nobody has checked.
     async fn private(&self, cx: &Cx, chosen: &Chosen) -> Result<Option<Private>, OpError> {
-        let want = self.worker.wants_lazy(cx);
+        let want = self.wants_lazy(cx);
         // Layers that are fetched first are verified before anything sees them.
         let engine = self.worker.store().engine();
-        if want == Lazy::Never || chosen.layers.iter().all(|layer| engine.lazy_identity(layer).is_none()) {
+        let countable = chosen.diff_ids.len() == chosen.layers.len();
+        if !countable || want == Lazy::Never || chosen.layers.iter().all(|layer| engine.lazy_identity(layer).is_none())
+        {
             return Ok(None);
         }
         let parts =
@@ -127,7 +147,7 @@ impl Image {
                 None => format!("{diff_id} {}", layer.digest),
             });
         let digest = private_digest(parts);
-        let verified = self.load(chosen, want).await?.is_verified().await;
+        let verified = self.load(cx, chosen, want).await?.is_verified().await;
         Ok(Some(Private { digest: identity::source(&digest.to_string()), verified }))
     }
 }
@@ -144,22 +164,21 @@ impl Operation<ImmutableRef> for Image {
                 chosen.reference
             ));
         }
+        // The manifest's key as well: it names blobs, and what was seen of them so far are tables that may lie.
+        let private = self.private(cx, &chosen).await?;
         let by_layers = index > 0 && chosen.resolved.config.rootfs.kind == "layers";
         let chain = chain_ids(&chosen.diff_ids).last().copied().filter(|_| by_layers);
         let Some(chain) = chain else {
             let manifest = chosen.resolved.root.digest;
             let key = identity::image_manifest(manifest, &self.platform, self.source.layer_limit);
-            return Ok((CacheMap::new(identity::source(&key.to_string())), index > 0));
+            let map = CacheMap { private, ..CacheMap::new(identity::source(&key.to_string())) };
+            return Ok((map, index > 0));
         };
-        let map = CacheMap {
-            private: self.private(cx, &chosen).await?,
-            ..CacheMap::new(identity::source(&chain.to_string()))
-        };
-        Ok((map, true))
+        Ok((CacheMap { private, ..CacheMap::new(identity::source(&chain.to_string())) }, true))
     }
 
     async fn execute(&self, cx: &Cx, _: &[ImmutableRef]) -> Result<Outputs<ImmutableRef>, BoxError> {
         let chosen = self.choose(cx).await?;
-        Ok(vec![Some(self.load(&chosen, self.worker.wants_lazy(cx)).await?)])
+        Ok(vec![Some(self.load(cx, &chosen, self.wants_lazy(cx)).await?)])
     }
 }
