@@ -164,9 +164,11 @@ impl Blobs {
 
     async fn image_blob(&self, cx: &Cx, record: &ImmutableRef, layer: &ImageLayer) -> Result<Blob, BlobError> {
         let digest = &layer.descriptor.digest;
-        if self.store.content().info(digest).await?.is_none() {
-            record.complete(cx).await?;
+        match self.store.content().open(digest).await {
+            Err(castor_content::Error::NotFound(_)) => {}
+            here => return Ok(here?),
         }
+        record.fetch_blob(cx).await?;
         Ok(self.store.content().open(digest).await?)
     }
 }

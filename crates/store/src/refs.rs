@@ -242,6 +242,17 @@ impl ImmutableRef {
         }
     }
 
+    /// Brings the blob of an image layer's own record here, verified by its digest: what of it is here already is not
+    /// fetched again. The layers below stay as they are.
+    pub async fn fetch_blob(&self, cx: &Cx) -> Result<(), StoreError> {
+        let Some(rec) = self.rec() else { return Ok(()) };
+        let layer = layer(&self.inner, rec, cx).await?;
+        tokio::select! {
+            fetched = layer.fetch_blob() => fetched.map_err(StoreError::from),
+            () = cx.token().cancelled() => Err(StoreError::Cancelled),
+        }
+    }
+
     /// The snapshot of it (made if need be) for [`castor_snapshot::Differ`] and such; `None` for scratch.
     ///
     /// Its layers are ready then: lazy ones can be read with `cx`'s credentials, eager ones are here.
@@ -444,14 +455,10 @@ pub(crate) async fn object(
     known: Option<castor_layerfs::LayerId>,
     cx: &Cx,
 ) -> Result<Arc<Layer>, StoreError> {
-    let blob = inner.config.content.info(&layer.descriptor.digest).await;
-    let opener: Arc<dyn BlobOpener> = match blob {
-        Ok(Some(_)) => {
-            let opened = inner.config.content.open(&layer.descriptor.digest).await;
-            let blob = opened.map_err(|error| StoreError::Content(error.to_string()))?;
-            Arc::new(ContentOpener { blob })
-        }
-        _ => inner.config.openers.opener(layer, cx),
+    let opener: Arc<dyn BlobOpener> = match inner.config.content.open(&layer.descriptor.digest).await {
+        Ok(blob) => Arc::new(ContentOpener { blob }),
+        Err(castor_content::Error::NotFound(_)) => inner.config.openers.opener(layer, cx),
+        Err(error) => return Err(StoreError::Content(error.to_string())),
     };
     if let Some(known) = known
         && let Some(object) = inner.config.engine.existing(known).await?
@@ -459,16 +466,21 @@ pub(crate) async fn object(
         object.attach(opener);
         return Ok(object);
     }
+    let want = match known {
+        // Its data was dropped. Snapshots name the object, so it is made again as it was, whatever it could be by now.
+        Some(id) if id.toc.is_none() && inner.config.engine.lazy_identity(&layer.descriptor).is_some() => Lazy::Never,
+        _ => layer.want,
+    };
     let source = LayerSource {
         descriptor: layer.descriptor.clone(),
         origins: layer.origins.clone(),
         image: layer.image.clone(),
         opener,
         diff_id: layer.diff_id,
-        want: layer.want,
+        want,
     };
     let object = inner.config.engine.layer(source, cx.reporter()).await?;
-    inner.records.change(rec, |row| row.layer = Some(object.id()));
+    inner.records.set_layer(rec, object.id());
     Ok(object)
 }
 

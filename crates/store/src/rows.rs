@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use castor_layerfs::LayerId;
 use castor_metadb::{Batch, KeyValue};
 use castor_progress::Timestamp;
 use parking_lot::Mutex;
@@ -76,6 +77,8 @@ pub(crate) struct Records {
     db: Arc<dyn KeyValue>,
     /// Held while a record gets or loses a handle or a child: none is removed in between.
     map: Mutex<HashMap<RecordId, Arc<Rec>>>,
+    /// The records that have each layer object.
+    layers: Mutex<HashMap<LayerId, HashSet<RecordId>>>,
 }
 
 impl std::fmt::Debug for Records {
@@ -119,7 +122,13 @@ impl Records {
                 }
             }
         }
-        Ok((Self { db, map: Mutex::new(map) }, dropped))
+        let mut layers: HashMap<LayerId, HashSet<RecordId>> = HashMap::new();
+        for rec in map.values() {
+            if let Some(layer) = rec.row.lock().layer {
+                layers.entry(layer).or_default().insert(rec.id.clone());
+            }
+        }
+        Ok((Self { db, map: Mutex::new(map), layers: Mutex::new(layers) }, dropped))
     }
 
     /// Takes a handle of a record.
@@ -163,6 +172,29 @@ impl Records {
         value
     }
 
+    /// Says which layer object a record has.
+    pub(crate) fn set_layer(&self, rec: &Rec, layer: LayerId) {
+        {
+            // Under the row's lock, as a record that goes takes itself out of the index.
+            let mut row = rec.row.lock();
+            if row.layer == Some(layer) || rec.state.lock().removed {
+                return;
+            }
+            let mut layers = self.layers.lock();
+            layers.entry(layer).or_default().insert(rec.id.clone());
+            if let Some(before) = row.layer.replace(layer) {
+                leave(&mut layers, before, &rec.id);
+            }
+        }
+        self.persist(rec);
+    }
+
+    /// The records that have a layer object.
+    pub(crate) fn of_layer(&self, layer: LayerId) -> Vec<Arc<Rec>> {
+        let ids: Vec<RecordId> = self.layers.lock().get(&layer).into_iter().flatten().cloned().collect();
+        ids.iter().filter_map(|id| self.peek(id)).collect()
+    }
+
     /// Gives a handle back. True if nothing keeps the record any more and it should be removed.
     pub(crate) fn release(&self, rec: &Rec) -> bool {
         let _map = self.map.lock();
@@ -196,7 +228,9 @@ impl Records {
             }
             map.remove(&rec.id);
             // Whoever is writing it down has queued that before this is queued; later ones see that it is removed.
-            drop(rec.row.lock());
+            if let Some(layer) = rec.row.lock().layer {
+                leave(&mut self.layers.lock(), layer, &rec.id);
+            }
             batch.delete(TABLE, &rec.id);
             for below in rec.depends_on() {
                 let Some(below) = map.get(&below) else { continue };
@@ -271,6 +305,16 @@ impl Records {
                 self.db.write_soon(batch);
             }
             Err(error) => tracing::error!(record = %rec.id, %error, "record cannot be written"),
+        }
+    }
+}
+
+/// Takes a record out of the index of layers.
+fn leave(layers: &mut HashMap<LayerId, HashSet<RecordId>>, layer: LayerId, id: &RecordId) {
+    if let Some(ids) = layers.get_mut(&layer) {
+        ids.remove(id);
+        if ids.is_empty() {
+            layers.remove(&layer);
         }
     }
 }
@@ -383,6 +427,26 @@ mod tests {
         let records = Records::open(db).unwrap().0;
         assert!(records.contains(&base.id) && records.contains(&child.id) && !records.contains(&loose.id));
         assert!(!records.acquire(&base.id).unwrap().is_free());
+    }
+
+    #[test]
+    fn the_records_of_a_layer_are_known_without_a_search() {
+        let db = Arc::new(Memory::new());
+        let records = Records::open(db.clone()).unwrap().0;
+        let layer = |text: &str| LayerId { blob: castor_oci::Digest::of(text), toc: None };
+        let (one, other) = (records.insert(row(None, true)).unwrap(), records.insert(row(None, true)).unwrap());
+        for rec in [&one, &other] {
+            records.set_layer(rec, layer("a"));
+        }
+        assert_eq!(records.of_layer(layer("a")).len(), 2);
+        records.set_layer(&other, layer("b"));
+        let ids = |text| records.of_layer(layer(text)).iter().map(|rec| rec.id.clone()).collect::<Vec<_>>();
+        assert_eq!((ids("a"), ids("b")), (vec![one.id.clone()], vec![other.id.clone()]));
+        records.release(&one);
+        records.remove(&one);
+        assert!(ids("a").is_empty());
+        let again = Records::open(db).unwrap().0;
+        assert_eq!(again.of_layer(layer("b")).len(), 1);
     }
 
     #[test]

@@ -21,8 +21,8 @@ use crate::record::{Body, Row};
 use crate::refs::Handle;
 use crate::rows::{Rec, Records};
 use crate::{
-    Filter, GcPolicy, ImageLayer, ImmutableRef, KeyCache, MutableRef, Openers, PruneOptions, Pruned, RecordId,
-    RecordInfo, RecordOptions, Results, Sharing, StoreError,
+    Filter, GcPolicy, ImageLayer, ImmutableRef, KeyCache, LayerUsage, MutableRef, Openers, PruneOptions, Pruned,
+    RecordId, RecordInfo, RecordOptions, Results, Sharing, StoreError,
 };
 
 /// What a store is made of.
@@ -53,14 +53,35 @@ impl fmt::Debug for StoreConfig {
     }
 }
 
+/// The records of image layers, by what identifies the list up to them, and back.
+#[derive(Debug, Default)]
+struct Chains {
+    records: HashMap<Digest, RecordId>,
+    digests: HashMap<RecordId, Digest>,
+}
+
+impl Chains {
+    fn insert(&mut self, digest: Digest, id: RecordId) {
+        self.digests.insert(id.clone(), digest);
+        self.records.insert(digest, id);
+    }
+
+    fn remove(&mut self, id: &str) {
+        let Some(digest) = self.digests.remove(id) else { return };
+        // Another may have taken its place meanwhile.
+        if self.records.get(&digest).is_some_and(|other| other == id) {
+            self.records.remove(&digest);
+        }
+    }
+}
+
 /// What all handles share.
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     pub(crate) records: Arc<Records>,
     pub(crate) keys: Arc<KeyCache>,
     pub(crate) scratch: Mountpoint,
-    /// The records of image layers, by what identifies the list up to them.
-    chains: Mutex<HashMap<Digest, RecordId>>,
+    chains: Mutex<Chains>,
     /// Shared cache mounts in use.
     pub(crate) shared_mounts: Mutex<HashMap<String, std::sync::Weak<Handle>>>,
     /// One at a time looks for a cache mount or makes it.
@@ -135,7 +156,7 @@ impl Inner {
 
     /// Deletes what a record named, after the record.
     pub(crate) async fn delete(&self, rec: &Rec) {
-        self.chains.lock().retain(|_, id| *id != rec.id);
+        self.chains.lock().remove(&rec.id);
         rec.mountpoint.unmounted().await;
         let row = rec.row.lock().clone();
         self.forget(rec).await;
@@ -145,11 +166,10 @@ impl Inner {
                 tracing::warn!(record = %rec.id, %error, "remove snapshot");
             }
         }
-        if let Some(layer) = row.layer {
-            let shared = self.records.all().iter().any(|other| other.row.lock().layer == Some(layer));
-            if !shared && let Err(error) = self.config.engine.remove(layer).await {
-                tracing::warn!(record = %rec.id, %layer, %error, "remove layer");
-            }
+        if let Some(layer) = row.layer.filter(|layer| self.records.of_layer(*layer).is_empty())
+            && let Err(error) = self.config.engine.remove(layer).await
+        {
+            tracing::warn!(record = %rec.id, %layer, %error, "remove layer");
         }
     }
 
@@ -222,7 +242,7 @@ impl Store {
             std::fs::create_dir_all(&mounts).map_err(|error| StoreError::io("create", &mounts, error))
         })
         .await?;
-        let mut chains = HashMap::new();
+        let mut chains = Chains::default();
         for rec in records.all() {
             if let Some(digest) = chain_of(&records, &rec) {
                 chains.insert(digest, rec.id.clone());
@@ -342,7 +362,7 @@ impl Store {
         options: &RecordOptions,
     ) -> Result<Arc<Handle>, StoreError> {
         let inner = &self.inner;
-        let known = chain.and_then(|chain| inner.chains.lock().get(&chain).cloned());
+        let known = chain.and_then(|chain| inner.chains.lock().records.get(&chain).cloned());
         if let Some(handle) = known.and_then(|id| inner.acquire(&id)) {
             self.learn(&handle.rec, &layer);
             return Ok(handle);
@@ -559,12 +579,17 @@ impl Store {
         options: &PruneOptions,
         report: &(dyn Fn(RecordInfo) + Send + Sync),
     ) -> Result<Pruned, StoreError> {
-        crate::usage::prune(&self.inner, options, report).await
+        crate::prune::prune(&self.inner, options, report).await
     }
 
     /// Removes what `policies` say is too old or too much.
     pub async fn gc(&self, policies: &[GcPolicy]) -> Result<Pruned, StoreError> {
-        crate::usage::gc(&self.inner, policies).await
+        crate::prune::gc(&self.inner, policies).await
+    }
+
+    /// The image layers that are here, with what is known of each and who has it.
+    pub async fn layers(&self) -> Result<Vec<LayerUsage>, StoreError> {
+        crate::layers::layers(&self.inner).await
     }
 
     /// The solver's keys.
