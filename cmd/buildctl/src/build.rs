@@ -11,6 +11,7 @@ use castor_client::{BuildOptions, CancellationToken, Client, Keychain, KeychainO
 use tokio::sync::mpsc;
 
 use crate::flags::Values;
+use crate::metrics::Metrics;
 use crate::options;
 
 /// Messages of progress on their way to the screen.
@@ -22,21 +23,25 @@ pub async fn build(target: &Target, values: &Values, cancel: &CancellationToken)
     let mode: Mode = values.text("progress").parse()?;
     let display = Display::new(io::stderr(), mode)?;
     let trace = open_trace(values.text("trace"))?;
+    let metrics = Metrics::open(values.text("debug-json-cache-metrics"))?;
     read_definition(&mut options, values)?;
 
     let client = Client::connect(target, "listing workers for Build: failed to list workers").await?;
     let reference = options.reference.clone();
     let (updates, shown) = mpsc::channel(IN_FLIGHT);
-    let drawing = tokio::spawn(draw(display, trace, shown));
+    let drawing = tokio::spawn(draw(display, trace, metrics, shown));
     let built = client.build(options, updates, cancel).await;
     // The last news are on the screen before anything is said about them.
     let drawn = drawing.await.context("draw the progress")?;
+    if let Some(metrics) = drawn.metrics {
+        metrics.finish()?;
+    }
     let ref_file = values.text("ref-file");
     if !ref_file.is_empty() {
         write_whole(Path::new(ref_file), reference.as_bytes())?;
     }
     let built = built?;
-    drawn?;
+    drawn.result?;
     let metadata_file = values.text("metadata-file");
     if !metadata_file.is_empty() && !built.exporter_response.is_empty() {
         write_whole(Path::new(metadata_file), metadata_json(&built.exporter_response)?.as_bytes())?;
@@ -55,9 +60,6 @@ fn options(values: &Values) -> Result<BuildOptions> {
     };
     if let Some(layout) = values.texts("oci-layout").first() {
         bail!("--oci-layout {layout}: OCI layouts are not supported by this client");
-    }
-    if !values.text("debug-json-cache-metrics").is_empty() {
-        bail!("--debug-json-cache-metrics is not supported by this client");
     }
     options::check_entitlements(values.texts("allow"))?;
     let mut options = BuildOptions {
@@ -136,21 +138,32 @@ fn open_trace(path: &str) -> Result<Option<std::fs::File>> {
         return Ok(None);
     }
     let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    let file = file.with_context(|| format!("open {path}"))?;
     tracing::info!("tracing logs to {path}");
-    Ok(Some(file.with_context(|| format!("open {path}"))?))
+    Ok(Some(file))
 }
 
-/// Draws what comes, and writes it to the trace.
+/// What is left when all is drawn.
+struct Drawn {
+    result: Result<()>,
+    metrics: Option<Metrics>,
+}
+
+/// Draws what comes, writes it to the trace and counts it.
 async fn draw(
     mut display: Display<io::Stderr>,
     mut trace: Option<std::fs::File>,
+    mut metrics: Option<Metrics>,
     mut updates: mpsc::Receiver<SolveStatus>,
-) -> Result<()> {
+) -> Drawn {
     let (forward, drawn) = mpsc::channel(IN_FLIGHT);
     let forwarding = async {
         while let Some(update) = updates.recv().await {
             if let Some(file) = &mut trace {
                 writeln!(file, "{}", go_json(&update)?).context("write the trace")?;
+            }
+            if let Some(metrics) = &mut metrics {
+                metrics.update(&update);
             }
             // A display that failed is not told any more; the build goes on.
             let _ = forward.send(update).await;
@@ -159,9 +172,7 @@ async fn draw(
         Ok::<_, anyhow::Error>(())
     };
     let (forwarded, drawn) = tokio::join!(forwarding, display.run(drawn));
-    forwarded?;
-    drawn.context("write the progress")?;
-    Ok(())
+    Drawn { result: forwarded.and(drawn.map(drop).context("write the progress")), metrics }
 }
 
 /// What exporters said; values that are encoded objects become objects, with their fields in the order they have.

@@ -28,7 +28,7 @@ pub static ROOT: Command = Command {
         Flag { default: "5", ..flag("timeout", Kind::Int, "timeout backend connection after value seconds") },
         flag("wait", Kind::Bool, "block RPCs until the connection becomes available"),
     ],
-    commands: &[DU, PRUNE, PRUNE_HISTORIES, BUILD, DEBUG, DIAL_STDIO],
+    commands: &[DU, PRUNE, PRUNE_HISTORIES, BUILD, DEBUG, DIAL_STDIO, COMPLETION, MAN],
     ..Command::new("buildctl", "build utility")
 };
 
@@ -158,4 +158,17 @@ const DEBUG: Command = Command {
 const DIAL_STDIO: Command = Command {
     hidden: true,
     ..Command::new("dial-stdio", "Proxy the stdio stream to the daemon connection. Should not be invoked manually.")
+};
+
+const COMPLETION: Command = Command {
+    hidden: true,
+    arguments: "bash|fish|zsh",
+    ..Command::new("completion", "Output shell completion script for bash, zsh or fish")
+};
+
+const MAN: Command = Command {
+    hidden: true,
+    arguments: "[command...]",
+    flags: &[flag("dir", Kind::Text, "Write the pages of all commands into this directory")],
+    ..Command::new("man", "Output the manual page of a command")
 };

@@ -58,8 +58,10 @@ pub const fn flag(name: &'static str, kind: Kind, usage: &'static str) -> Flag {
     Flag { name, alias: None, kind, usage, default: "" }
 }
 
-const HELP: Flag = Flag { name: "help", alias: Some("h"), kind: Kind::Bool, usage: "show help", default: "" };
-const VERSION: Flag =
+/// Of every command.
+pub const HELP: Flag = Flag { name: "help", alias: Some("h"), kind: Kind::Bool, usage: "show help", default: "" };
+/// Of the program.
+pub const VERSION: Flag =
     Flag { name: "version", alias: Some("v"), kind: Kind::Bool, usage: "print the version", default: "" };
 
 /// What was asked for.

@@ -2,6 +2,7 @@
 
 mod build;
 mod commands;
+mod completion;
 mod csv;
 mod data;
 mod failure;
@@ -9,6 +10,8 @@ mod flags;
 mod gotime;
 mod history;
 mod log;
+mod man;
+mod metrics;
 mod options;
 mod records;
 mod stdio;
@@ -70,8 +73,15 @@ fn complain(text: &str) {
 
 fn run(path: &[&str], values: &Values) -> Result<()> {
     log::start(values.text("log-format"), values.bool("debug"))?;
-    if path == ["debug", "dump-llb"] {
-        return dump(values);
+    match path {
+        ["debug", "dump-llb"] => return dump(values),
+        ["completion"] => {
+            let shell = values.arguments.first().map(String::as_str);
+            failure::show(&completion::script(&commands::ROOT, shell)?)?;
+            return Ok(());
+        }
+        ["man"] => return manual(values),
+        _ => {}
     }
     let target = target(values)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -166,6 +176,15 @@ fn target(values: &Values) -> Result<Target> {
 fn one_of(dir: &Path, first: &str, second: &str) -> Result<PathBuf> {
     let found = [first, second].iter().map(|name| dir.join(name)).find(|path| path.exists());
     found.with_context(|| format!("directory did not contain one of the needed files: {first} or {second}"))
+}
+
+/// `man`
+fn manual(values: &Values) -> Result<()> {
+    match values.text("dir") {
+        "" => failure::show(&man::page(&commands::ROOT, &values.arguments)?.text)?,
+        dir => man::write_all(&commands::ROOT, Path::new(dir))?,
+    }
+    Ok(())
 }
 
 /// `debug dump-llb`
