@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DEBIAN_PACKAGES := runc docker-registry busybox-static git ca-certificates gcc libc6-dev python3-pip unzip
 
-.PHONY: demo test check fmt clippy layers docs deny bench interop setup regenerate
+.PHONY: demo test check fmt clippy layers docs deny fuzz bench interop setup regenerate
 
 ## demo: compile a Go program on an eStargz base image of which only a part is ever fetched
 demo: setup
@@ -33,6 +33,10 @@ docs:
 deny:
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny@0.20.2
 	$(CARGO) deny check bans licenses sources
+
+## fuzz: what reads untrusted bytes, 60 seconds a target: make fuzz FUZZ_SECONDS=… FUZZ_SEED=… FUZZ_TARGET=…
+fuzz:
+	$(CARGO) run -q -p castor-fuzz
 
 ## bench: times through the relay; nothing in it is asserted by a test
 bench: setup

@@ -322,10 +322,15 @@ impl Builder {
             let parent = if slot == 0 { ROOT } else { parent };
             listing.names.push(Name { parent, inode: state, start, len: name.len() as u16 });
         }
+        // In place: they are the most of what a large listing takes.
+        let mut count = 0;
         for (old, new) in new_inodes.iter_mut().enumerate().filter(|(_, new)| **new != DEAD) {
-            *new = listing.inodes.len() as u32;
-            listing.inodes.push(self.inodes[old]);
+            *new = count;
+            self.inodes[count as usize] = self.inodes[old];
+            count += 1;
         }
+        self.inodes.truncate(count as usize);
+        listing.inodes = self.inodes;
         for name in &mut listing.names {
             name.inode = new_inodes[name.inode as usize];
         }
