@@ -18,7 +18,7 @@ use castor_task::CancellationToken;
 use parking_lot::Mutex;
 
 use crate::entitlements::Granted;
-use crate::provenance::{Asked, ImageSource, Trail};
+use crate::provenance::{Asked, Capture, ImageSource, Trail};
 use crate::{Daemon, Request};
 
 /// How many frontends of one build may run at once: the bound for those that call each other without end.
@@ -123,7 +123,14 @@ impl BuildBridge {
         let frontend =
             FrontendRequest { options: request.options, inputs: request.inputs, cache_imports: request.cache_imports };
         let result = castor_frontend::solve(bridge, &request.frontend, frontend).await?;
-        result.refs.iter().for_each(|reference| trail.made_ref(reference));
+        let daemon = &self.build.daemon;
+        for reference in result.refs.iter() {
+            trail.made_ref(reference);
+            let pins = |vertex: &_| daemon.ops.pins().get(vertex);
+            if let Some(request) = Capture::request_for(&trail, reference, &pins, &daemon.made) {
+                daemon.made.remember(reference.definition(), request);
+            }
+        }
         self.trail.adopt(trail);
         Ok(result)
     }

@@ -18,6 +18,7 @@ use castor_store::{GcPolicy, ImmutableRef, Store};
 use castor_task::Scope;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 
+use crate::provenance::MadeBefore;
 use crate::trace::{TraceContext, of_build, stubs};
 use crate::{Builds, History, Journal, Traces};
 
@@ -80,6 +81,7 @@ pub struct Daemon {
     pub(crate) builds: Builds,
     pub(crate) history: History,
     pub(crate) traces: Traces,
+    pub(crate) made: MadeBefore,
     policies: Vec<GcPolicy>,
     scope: Scope,
     collecting: AtomicBool,
@@ -115,6 +117,7 @@ impl Daemon {
             builds: Builds::new(parts.history.clone()),
             history: parts.history,
             traces: parts.traces,
+            made: MadeBefore::default(),
             policies: parts.policies,
             scope,
             collecting: AtomicBool::new(false),

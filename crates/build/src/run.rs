@@ -194,7 +194,8 @@ impl Build {
             builder: self.daemon.native.clone(),
             dockerfile: castor_frontend::DOCKERFILE_VERSION,
         };
-        let known = Known::of(bridge.trail(), result, computed, facts, &|vertex| self.daemon.ops.pins().get(vertex));
+        let pins = |vertex: &Digest| self.daemon.ops.pins().get(vertex);
+        let known = Known::of(bridge.trail(), result, computed, facts, (&pins, &self.daemon.made));
         if let Some(wanted) = &wishes.provenance {
             known.attest(computed, wanted).map_err(|error| BridgeError::unknown(error.to_string()))?;
         }

@@ -38,7 +38,7 @@ impl Definition {
         pb::Definition {
             def: self.ops.clone(),
             metadata: self.metadata.iter().map(|(digest, m)| (digest.to_string(), m.to_pb())).collect(),
-            source: self.source.clone(),
+            source: self.source.clone().map(without_empty_places),
         }
     }
 
@@ -53,5 +53,37 @@ impl Definition {
         let op = <pb::Op as prost::Message>::decode(last.clone()).map_err(|e| LlbError::Parse(e.to_string()))?;
         let Some(input) = op.inputs.first() else { return Ok(None) };
         input.digest.parse().map(Some).map_err(|_| LlbError::MissingInput(input.digest.clone()))
+    }
+}
+/// Leaves out vertices that come from no place. Protobuf's encoders write such an entry without its value, and clients in
+/// Go find a null pointer there.
+fn without_empty_places(mut source: pb::Source) -> pb::Source {
+    source.locations.retain(|_, places| !places.locations.is_empty());
+    for info in &mut source.infos {
+        if let Some(definition) = &mut info.definition {
+            definition.source = definition.source.take().map(without_empty_places);
+        }
+    }
+    source
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_place_is_empty_on_the_wire() {
+        let place = pb::Locations { locations: vec![pb::Location::default()] };
+        let locations = [("a".to_owned(), pb::Locations::default()), ("b".to_owned(), place)].into();
+        let inner = pb::Source { locations, infos: Vec::new() };
+        let inside = pb::Definition { source: Some(inner.clone()), ..pb::Definition::default() };
+        let info = pb::SourceInfo { definition: Some(inside), ..pb::SourceInfo::default() };
+        let definition =
+            Definition { source: Some(pb::Source { infos: vec![info], ..inner }), ..Definition::default() };
+        let source = definition.to_pb().source.unwrap();
+        let inside = source.infos[0].definition.as_ref().unwrap().source.as_ref().unwrap();
+        for locations in [&source.locations, &inside.locations] {
+            assert_eq!(locations.keys().collect::<Vec<_>>(), ["b"]);
+        }
     }
 }

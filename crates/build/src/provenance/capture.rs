@@ -8,6 +8,7 @@ use castor_llb::{Graph, Op, Vertex};
 use castor_oci::{Digest, Platform, Reference};
 use castor_ops::LazyRef;
 
+use super::made::MadeBefore;
 use super::predicate::{ConfigSource, DigestSet, NamedAccess, Parameters, RequestProvenance};
 use super::trail::{Asked, ImageSource, Trail};
 
@@ -42,10 +43,10 @@ impl Capture {
         reference: &LazyRef,
         (id, platforms): (&str, &[(String, Platform)]),
         results: &BTreeSet<String>,
-        pins: &Pins<'_>,
+        (pins, made): (&Pins<'_>, &MadeBefore),
     ) -> Self {
         let maker = root.maker(reference.id()).unwrap_or_else(|| root.clone());
-        let mut capture = Self::of_ref(&maker, reference, pins);
+        let mut capture = Self::of_ref(&maker, reference, pins, made);
         // What the frontend looked at on its way counts, though it is no part of the result: the Dockerfile, say. Other
         // results of it do not.
         for other in maker.computed_refs().iter().filter(|other| !results.contains(other.id())) {
@@ -60,15 +61,27 @@ impl Capture {
         capture
     }
 
-    fn of_ref(maker: &Trail, reference: &LazyRef, pins: &Pins<'_>) -> Self {
+    /// Who asked for `reference` in what words, for those whose input it becomes.
+    pub(crate) fn request_for(
+        maker: &Trail,
+        reference: &LazyRef,
+        pins: &Pins<'_>,
+        made: &MadeBefore,
+    ) -> Option<RequestProvenance> {
+        let asked = maker.asked()?;
+        Some(Self::of_graph(reference.graph(), pins).request_of(asked, made))
+    }
+
+    fn of_ref(maker: &Trail, reference: &LazyRef, pins: &Pins<'_>, made: &MadeBefore) -> Self {
         let mut capture = Self::of_graph(reference.graph(), pins);
         if let Some(asked) = maker.asked() {
             capture.request.frontend.clone_from(&asked.frontend);
             capture.request.args = filtered(&asked.options);
+            capture.request.inputs = made.inputs(&asked.inputs);
             let first = maker.asked_first();
             if first.says_something() {
-                let own = capture.request_of(asked);
-                let root = capture.request_of(first);
+                let own = capture.request_of(asked, made);
+                let root = capture.request_of(first, made);
                 if root != own {
                     capture.request.root = Some(Box::new(root));
                 }
@@ -78,9 +91,10 @@ impl Capture {
     }
 
     /// A request without where its sources are, which is named apart.
-    fn request_of(&self, asked: &Asked) -> RequestProvenance {
+    fn request_of(&self, asked: &Asked, made: &MadeBefore) -> RequestProvenance {
         let (config_source, args) = self.config_source(filtered(&asked.options));
-        let request = Parameters { frontend: asked.frontend.clone(), args, ..Parameters::default() };
+        let inputs = made.inputs(&asked.inputs);
+        let request = Parameters { frontend: asked.frontend.clone(), args, inputs, ..Parameters::default() };
         RequestProvenance { config_source, request }
     }
 

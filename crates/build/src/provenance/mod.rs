@@ -5,6 +5,7 @@
 
 mod attest;
 mod capture;
+mod made;
 mod predicate;
 mod purl;
 mod statements;
@@ -12,6 +13,8 @@ mod steps;
 mod trail;
 
 pub(crate) use attest::{Wishes, csv_fields};
+pub(crate) use capture::Capture;
+pub(crate) use made::MadeBefore;
 pub(crate) use predicate::Facts;
 pub(crate) use statements::Known;
 pub(crate) use trail::{Asked, ImageSource, Trail};

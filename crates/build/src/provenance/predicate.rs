@@ -62,6 +62,9 @@ pub(crate) struct Parameters {
     pub(crate) ssh: Vec<NamedAccess>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) locals: Vec<LocalDir>,
+    /// By the name of an input, what made it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) inputs: BTreeMap<String, RequestProvenance>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) root: Option<Box<RequestProvenance>>,
     #[serde(rename = "compatibilityVersion", skip_serializing_if = "is_zero")]
@@ -83,8 +86,10 @@ impl Parameters {
         self.args.retain(|key, _| !key.starts_with("build-arg:") && !key.starts_with("label:"));
         self.secrets.clear();
         self.ssh.clear();
-        let below = self.root.as_mut().is_some_and(|root| root.request.scrub());
-        below || self.args.len() < before
+        let below = self.inputs.values_mut().chain(self.root.as_deref_mut());
+        // All of them, whatever the first one had.
+        let scrubbed = below.filter_map(|below| below.request.scrub().then_some(())).count();
+        scrubbed > 0 || self.args.len() < before
     }
 }
 

@@ -10,6 +10,7 @@ use castor_progress::Timestamp;
 
 use super::attest::{Provenance, Slsa, Wishes};
 use super::capture::{Capture, Pins};
+use super::made::MadeBefore;
 use super::predicate::{Facts, Predicate};
 use super::trail::Trail;
 
@@ -43,7 +44,7 @@ impl Known {
         result: &SolveResult,
         computed: &BuildResult,
         facts: Facts,
-        pins: &Pins<'_>,
+        sources: (&Pins<'_>, &MadeBefore),
     ) -> Self {
         let refs: Vec<(Option<String>, LazyRef)> = match &result.refs {
             Refs::Single(reference) => reference.iter().map(|reference| (None, reference.clone())).collect(),
@@ -61,7 +62,7 @@ impl Known {
                     Some(id) => (id.as_str(), platforms.as_slice()),
                     None => ("", [].as_slice()),
                 };
-                let capture = Capture::of(trail, &reference, place, &ids, pins);
+                let capture = Capture::of(trail, &reference, place, &ids, sources);
                 KnownResult { id, reference, capture }
             })
             .collect();

@@ -55,7 +55,11 @@ impl Gateway {
     }
 
     fn keep(&self, reference: Option<&LazyRef>) -> wire::Ref {
-        let Some(reference) = reference else { return wire::Ref::default() };
+        // Not without anything in it: in a map, protobuf's encoders leave such a value out, and clients in Go find a null
+        // pointer there.
+        let Some(reference) = reference else {
+            return wire::Ref { id: String::new(), def: Some(pb::Definition::default()) };
+        };
         self.refs.lock().insert(reference.id().to_owned(), reference.clone());
         wire::Ref { id: reference.id().to_owned(), def: Some(reference.definition().to_pb()) }
     }
