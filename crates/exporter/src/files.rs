@@ -74,7 +74,7 @@ impl Tree for MountedTree {
         self.directory.walk(visit)
     }
 
-    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
         self.directory.open(path)
     }
 }
@@ -117,7 +117,7 @@ async fn whole(
     let time = epoch.unwrap_or_else(Timestamp::now);
     for platform in &result.platforms {
         let stat = Stat {
-            path: platform.id.replace('/', "_"),
+            path: platform.id.replace('/', "_").into(),
             mode: mode::DIR | 0o755,
             mod_time: i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX),
             ..Stat::default()
@@ -129,7 +129,7 @@ async fn whole(
 
 /// Without a directory for each, no platform may replace a file of another.
 async fn check_overlap(cx: &ExportCx, result: &BuildResult, epoch: Option<Timestamp>) -> Result<(), ExportError> {
-    let mut seen = std::collections::HashMap::<String, String>::new();
+    let mut seen = std::collections::HashMap::<Bytes, String>::new();
     for platform in &result.platforms {
         let (tree, id) = (tree(cx, platform, epoch).await?, platform.id.clone());
         let checked = castor_task::reading(move || {
@@ -148,6 +148,7 @@ async fn check_overlap(cx: &ExportCx, result: &BuildResult, epoch: Option<Timest
         let (overlap, so_far) = checked.await?;
         if let Some((path, other)) = overlap {
             let id = &platform.id;
+            let path = castor_fsutil::path::display(&path);
             let message = format!("cannot overwrite {path} from {other} with {id} when split option is disabled");
             return Err(ExportError::Client(message));
         }
@@ -318,21 +319,13 @@ fn write_tar(tree: &dyn Tree, out: impl Write) -> Result<(), ExportError> {
     tree.walk(&mut |stat| {
         let header = header(&stat);
         let data = if header.kind == Kind::File && header.size > 0 {
-            tree.open(&stat.path).map_err(|source| WalkError::Entry {
-                verb: "open",
-                path: stat.path.clone(),
-                source,
-            })?
+            tree.open(&stat.path).map_err(|source| WalkError::entry("open", &stat.path, source))?
         } else {
             Box::new(io::empty())
         };
         // A file that grew or shrank under us must not shift the entries behind it.
         let mut data = data.take(header.size);
-        writer.append(&header, &mut data).map_err(|source| WalkError::Entry {
-            verb: "archive",
-            path: stat.path.clone(),
-            source,
-        })
+        writer.append(&header, &mut data).map_err(|source| WalkError::entry("archive", &stat.path, source))
     })
     .map_err(|error| io::Error::other(error.to_string()))?;
     writer.finish()?.flush()?;
@@ -349,7 +342,7 @@ fn header(stat: &Stat) -> Header {
         _ if !stat.linkname.is_empty() => Kind::Hardlink,
         _ => Kind::File,
     };
-    let mut path = stat.path.clone().into_bytes();
+    let mut path = stat.path.to_vec();
     if kind == Kind::Directory {
         path.push(b'/');
     }
@@ -361,7 +354,7 @@ fn header(stat: &Stat) -> Header {
         gid: stat.gid.into(),
         size: if kind == Kind::File { u64::try_from(stat.size).unwrap_or_default() } else { 0 },
         mtime: TarTime::from_seconds((stat.mod_time + 500_000_000).div_euclid(1_000_000_000)),
-        link: stat.linkname.clone().into_bytes(),
+        link: stat.linkname.to_vec(),
         dev_major: u32::try_from(stat.devmajor).unwrap_or_default(),
         dev_minor: u32::try_from(stat.devminor).unwrap_or_default(),
         ..Header::default()
@@ -380,7 +373,7 @@ mod tests {
     #[test]
     fn a_tree_becomes_a_tar() {
         let mut files = Files::default();
-        let entry = |path: &str, mode: u32, linkname: &str| Stat {
+        let entry = |path: &'static [u8], mode: u32, linkname: &'static [u8]| Stat {
             path: path.into(),
             mode,
             linkname: linkname.into(),
@@ -388,23 +381,23 @@ mod tests {
             uid: 7,
             ..Stat::default()
         };
-        files.insert(entry("d", mode::DIR | 0o755, ""), "");
-        files.insert(entry("d/f", 0o644, ""), "hello");
-        files.insert(entry("d/l", mode::SYMLINK | 0o777, "f"), "");
+        files.insert(entry(b"d", mode::DIR | 0o755, b""), "");
+        files.insert(entry(b"d/caf\xe9", 0o644, b""), "hello");
+        files.insert(entry(b"d/l", mode::SYMLINK | 0o777, b"caf\xe9"), "");
         let mut bytes = Vec::new();
         write_tar(&files, &mut bytes).unwrap();
         let mut reader = Reader::new(bytes.as_slice());
         let mut seen = Vec::new();
         while let Some(header) = reader.next().unwrap() {
-            seen.push((String::from_utf8(header.path).unwrap(), header.kind, header.size, header.mtime.seconds));
+            seen.push((header.path, header.kind, header.size, header.mtime.seconds, header.link));
         }
         let time = 1_700_000_001;
         assert_eq!(
             seen,
             [
-                ("d/".into(), Kind::Directory, 0, time),
-                ("d/f".into(), Kind::File, 5, time),
-                ("d/l".into(), Kind::Symlink, 0, time)
+                (b"d/".to_vec(), Kind::Directory, 0, time, Vec::new()),
+                (b"d/caf\xe9".to_vec(), Kind::File, 5, time, Vec::new()),
+                (b"d/l".to_vec(), Kind::Symlink, 0, time, b"caf\xe9".to_vec())
             ]
         );
     }

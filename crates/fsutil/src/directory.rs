@@ -62,7 +62,7 @@ impl Tree for Directory {
         self.filter.walk(Walk::from_fd(dir)?, visit)
     }
 
-    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
         // Only what was shown is asked for, so the rules are not asked again: about a single path they can have another
         // answer than in a walk. Not to wait for the writer of a pipe that took the file's place, it does not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -23,12 +23,6 @@ pub enum WalkError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// A name that the protocol cannot carry.
-    #[error("{path}: file name is not valid UTF-8")]
-    NotUtf8 {
-        /// The entry with the bad bytes replaced.
-        path: String,
-    },
     /// A rule to include or to exclude is malformed.
     #[error("failed to match {kind}: {source}")]
     Match {
@@ -43,8 +37,9 @@ pub enum WalkError {
 }
 
 impl WalkError {
-    pub(crate) fn entry(verb: &'static str, path: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::Entry { verb, path: path.into(), source: source.into() }
+    /// An error at an entry.
+    pub fn entry(verb: &'static str, path: impl AsRef<[u8]>, source: impl Into<io::Error>) -> Self {
+        Self::Entry { verb, path: crate::path::display(&path).into_owned(), source: source.into() }
     }
 }
 
@@ -112,8 +107,8 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    pub(crate) fn write(verb: &'static str, path: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::Write { verb, path: path.into(), source: source.into() }
+    pub(crate) fn write(verb: &'static str, path: impl AsRef<[u8]>, source: impl Into<io::Error>) -> Self {
+        Self::Write { verb, path: crate::path::display(&path).into_owned(), source: source.into() }
     }
 
     pub(crate) fn protocol(peer: &'static str, what: impl Into<String>) -> Self {

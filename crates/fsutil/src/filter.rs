@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::pattern::Rule;
 use crate::walk::Step;
-use crate::{ParentMatches, PatternError, Patterns, Stat, Walk, WalkError, follow_links};
+use crate::{ParentMatches, PatternError, Patterns, Stat, Walk, WalkError, follow_links, path};
 
 /// What a [`Mapper`] wants done with an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,15 +74,11 @@ impl fmt::Debug for Filter {
 impl Filter {
     /// Prepares a choice; links are followed inside `root`, now.
     pub fn new(root: &Path, options: &FilterOptions) -> Result<Self, FilterError> {
-        let mut include = options.include.clone();
+        let mut include: Vec<Vec<u8>> = options.include.iter().map(|rule| rule.clone().into_bytes()).collect();
         if !options.follow.is_empty() {
             include.extend(follow_links(root, &options.follow)?);
             include = crate::follow::without_covered(include);
         }
-        let rules = |kind, rules: &[String]| match Patterns::new(rules) {
-            Ok(patterns) => Ok((!rules.is_empty()).then_some(patterns)),
-            Err(source) => Err(FilterError::Patterns { kind, rules: rules.to_vec(), source }),
-        };
         let include = rules("includepatterns", &include)?;
         let exclude = rules("excludepatterns", &options.exclude)?;
         let plain = |patterns: &Option<Patterns>, exception: bool| {
@@ -234,6 +230,17 @@ impl Filter {
     }
 }
 
+/// The rules of a list; nothing if there are none.
+fn rules<S: AsRef<[u8]>>(kind: &'static str, rules: &[S]) -> Result<Option<Patterns>, FilterError> {
+    match Patterns::new(rules) {
+        Ok(patterns) => Ok((!rules.is_empty()).then_some(patterns)),
+        Err(source) => {
+            let rules = rules.iter().map(|rule| path::display(rule).into_owned()).collect();
+            Err(FilterError::Patterns { kind, rules, source })
+        }
+    }
+}
+
 enum Details {
     Keep(Stat),
     Exclude,
@@ -257,19 +264,19 @@ struct Parent {
 }
 
 impl Parent {
-    fn holds(&self, path: &str) -> bool {
-        path.strip_prefix(self.step.path.as_str()).is_some_and(|rest| rest.starts_with('/'))
+    fn holds(&self, path: &[u8]) -> bool {
+        path::is_below(path, &self.step.path)
     }
 }
 
 fn is_plain(rule: &Rule) -> bool {
-    !rule.without_trailing_glob().contains(['*', '[', ']', '?', '^', '\\'])
+    !rule.without_trailing_glob().iter().any(|byte| b"*[]?^\\".contains(byte))
 }
 
 /// Whether a rule speaks of something inside the directory.
-fn leads_to<'a>(dir: &str, mut rules: impl Iterator<Item = &'a Rule>) -> bool {
+fn leads_to<'a>(dir: &[u8], mut rules: impl Iterator<Item = &'a Rule>) -> bool {
     rules.any(|rule| {
         let rule = rule.without_trailing_glob();
-        rule == dir || rule.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'))
+        rule == dir || path::is_below(rule, dir)
     })
 }

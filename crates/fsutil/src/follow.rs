@@ -1,7 +1,9 @@
 //! Links on the way to a path.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
 use crate::glob::{glob_match, has_wildcards};
@@ -13,9 +15,9 @@ const MAX_LINKS: usize = 10_000;
 /// The paths that must be shown for `paths` to be readable: each link on the
 /// way and what it leads to, never outside of `root`. Sorted; what lies below
 /// another of them is left out. Empty if that is everything.
-pub fn follow_links(root: &Path, paths: &[String]) -> Result<Vec<String>, WalkError> {
+pub fn follow_links(root: &Path, paths: &[String]) -> Result<Vec<Vec<u8>>, WalkError> {
     let mut resolver = Resolver { root, resolved: BTreeSet::new() };
-    let mut queue: Vec<String> = paths.iter().rev().cloned().collect();
+    let mut queue: Vec<Vec<u8>> = paths.iter().rev().map(|path| path.clone().into_bytes()).collect();
     let mut links = 0;
     while let Some(path) = queue.pop() {
         let targets = resolver.follow(&path)?;
@@ -30,15 +32,15 @@ pub fn follow_links(root: &Path, paths: &[String]) -> Result<Vec<String>, WalkEr
 
 /// Drops paths below an earlier one; nothing is left if one is the root, since
 /// then all is shown.
-pub(crate) fn without_covered(paths: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut kept: Vec<String> = Vec::new();
+pub(crate) fn without_covered(paths: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut kept: Vec<Vec<u8>> = Vec::new();
     for path in paths {
-        if path == "." {
+        if path == b"." {
             return Vec::new();
         }
         let covered = match kept.last() {
-            Some(last) => path.strip_prefix(last.as_str()).is_some_and(|rest| rest.starts_with('/')),
-            None => path.starts_with('/'),
+            Some(last) => path::is_below(&path, last),
+            None => path.starts_with(b"/"),
         };
         if !covered {
             kept.push(path);
@@ -49,18 +51,21 @@ pub(crate) fn without_covered(paths: impl IntoIterator<Item = String>) -> Vec<St
 
 struct Resolver<'a> {
     root: &'a Path,
-    resolved: BTreeSet<String>,
+    resolved: BTreeSet<Vec<u8>>,
 }
 
 impl Resolver<'_> {
     /// Goes along `path` up to its end or its first link; gives the paths to go
     /// on with.
-    fn follow(&mut self, path: &str) -> Result<Vec<String>, WalkError> {
-        let path = path::clean(&format!("/{path}"));
-        let mut rest = path.trim_start_matches('/');
-        let mut current = String::from(".");
+    fn follow(&mut self, path: &[u8]) -> Result<Vec<Vec<u8>>, WalkError> {
+        let path = path::clean([b"/", path].concat());
+        let mut rest = &path[1..];
+        let mut current = b".".to_vec();
         loop {
-            let (element, after) = rest.split_once('/').unwrap_or((rest, ""));
+            let (element, after) = match rest.iter().position(|byte| *byte == b'/') {
+                Some(slash) => (&rest[..slash], &rest[slash + 1..]),
+                None => (rest, &[][..]),
+            };
             current = path::join(&current, element);
             let targets = self.links_at(&current, true)?;
             if (after.is_empty() || targets.is_some()) && self.resolved.contains(&current) {
@@ -80,15 +85,15 @@ impl Resolver<'_> {
 
     /// Where the path leads, as seen from the root, if it is a link or a
     /// pattern that matches some.
-    fn links_at(&self, at: &str, wildcards: bool) -> Result<Option<Vec<String>>, WalkError> {
+    fn links_at(&self, at: &[u8], wildcards: bool) -> Result<Option<Vec<Vec<u8>>>, WalkError> {
         let (dir, name) = path::split(at);
-        if wildcards && has_wildcards(name) {
+        if wildcards && has_wildcards(&path::characters(name)) {
             return self.links_matching(dir, name);
         }
-        if at == "." {
+        if at == b"." {
             return Ok(None);
         }
-        let real = self.root.join(at);
+        let real = self.root.join(OsStr::from_bytes(at));
         match std::fs::symlink_metadata(&real) {
             Ok(metadata) if metadata.is_symlink() => {}
             Ok(_) => return Ok(None),
@@ -96,16 +101,18 @@ impl Resolver<'_> {
             Err(error) => return Err(WalkError::entry("stat", at, error)),
         }
         let target = std::fs::read_link(&real).map_err(|error| WalkError::entry("read link", at, error))?;
-        let target = target.to_str().ok_or_else(|| WalkError::NotUtf8 { path: format!("target of {at}") })?;
-        Ok(Some(vec![if target.starts_with('/') {
+        let target = target.as_os_str().as_bytes();
+        Ok(Some(vec![if target.starts_with(b"/") {
             path::clean(target)
         } else {
-            path::clean(&format!("/{dir}/{target}"))
+            path::clean([b"/", dir, b"/", target].concat())
         }]))
     }
 
-    fn links_matching(&self, dir: &str, pattern: &str) -> Result<Option<Vec<String>>, WalkError> {
-        let entries = match std::fs::read_dir(self.root.join(dir)) {
+    fn links_matching(&self, dir: &[u8], pattern: &[u8]) -> Result<Option<Vec<Vec<u8>>>, WalkError> {
+        // Bytes that are no characters are in no pattern.
+        let Ok(pattern) = std::str::from_utf8(pattern) else { return Ok(None) };
+        let entries = match std::fs::read_dir(self.root.join(OsStr::from_bytes(dir))) {
             Ok(entries) => entries,
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(WalkError::entry("read directory", dir, error)),
@@ -113,9 +120,7 @@ impl Resolver<'_> {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|error| WalkError::entry("read directory", dir, error))?;
-            if let Ok(name) = entry.file_name().into_string() {
-                names.push(name);
-            }
+            names.push(entry.file_name().into_vec());
         }
         names.sort_unstable();
         let mut found = Vec::new();
@@ -138,7 +143,9 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn follow(root: &Path, paths: &[&str]) -> Vec<String> {
-        follow_links(root, &paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>()).unwrap()
+        let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+        let followed = follow_links(root, &paths).unwrap();
+        followed.into_iter().map(|path| String::from_utf8(path).unwrap()).collect()
     }
 
     #[test]
@@ -165,5 +172,15 @@ mod tests {
         assert_eq!(follow(root, &["a*"]), ["a*", "dir"]);
         assert_eq!(follow(root, &["/"]), Vec::<String>::new());
         assert_eq!(follow(root, &["../../bar"]), ["bar"]);
+    }
+
+    #[test]
+    fn links_to_names_that_are_no_text_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = OsStr::from_bytes(b"caf\xe9");
+        std::fs::write(dir.path().join(name), "").unwrap();
+        symlink(name, dir.path().join("link")).unwrap();
+        let followed = follow_links(dir.path(), &["link".to_owned()]).unwrap();
+        assert_eq!(followed, [b"caf\xe9".to_vec(), b"link".to_vec()]);
     }
 }

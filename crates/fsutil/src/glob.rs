@@ -20,10 +20,10 @@ enum Token {
     },
 }
 
-/// Whether `name` matches `pattern` as a whole.
-pub fn glob_match(pattern: &str, name: &str) -> Result<bool, BadPattern> {
+/// Whether `name` matches `pattern` as a whole. A byte of it that is not part of a character counts for one.
+pub fn glob_match(pattern: &str, name: impl AsRef<[u8]>) -> Result<bool, BadPattern> {
     let tokens = parse(pattern)?;
-    let name: Vec<char> = name.chars().collect();
+    let name: Vec<char> = crate::path::characters(name.as_ref()).chars().collect();
     Ok(matches(&tokens, &name))
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn check(pattern: &str) -> Result<(), BadPattern> {
 }
 
 /// Whether the name is a pattern at all. An escaped character is none.
-pub(crate) fn has_wildcards(name: &str) -> bool {
+pub fn has_wildcards(name: &str) -> bool {
     let mut chars = name.chars();
     while let Some(c) = chars.next() {
         match c {
@@ -157,6 +157,18 @@ mod tests {
         for (pattern, name, want) in cases {
             assert_eq!(glob_match(pattern, name), Ok(want), "{pattern:?} {name:?}");
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_characters_count_for_one() {
+        for (pattern, want) in [("caf?", true), ("*", true), ("c[^x]f*", true), ("café", false), ("caf", false)] {
+            assert_eq!(glob_match(pattern, b"caf\xe9"), Ok(want), "{pattern:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_has_a_wildcard_that_is_not_escaped() {
+        assert!(has_wildcards("a*") && !has_wildcards("a\\*") && has_wildcards("[a]"));
     }
 
     #[test]

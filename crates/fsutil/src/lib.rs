@@ -37,7 +37,7 @@ pub use directory::Directory;
 pub use error::{TransferError, WalkError, code_name};
 pub use filter::{Filter, FilterError, FilterOptions, MapResult, Mapper};
 pub use follow::follow_links;
-pub use glob::{BadPattern, glob_match};
+pub use glob::{BadPattern, glob_match, has_wildcards};
 pub use order::{Validator, compare_paths};
 pub use pattern::{ParentMatches, PatternError, Patterns};
 pub use receive::{Change, ContentHash, Differ, Observer, ReceiveOptions, StatFilter, StatMap, receive};

@@ -3,13 +3,15 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
+use bytes::Bytes;
+
 use crate::{Stat, TransferError, mode, path};
 
 /// Compares two paths in the order of a walk: by directory first, so that a
 /// slash is lower than every other character.
-pub fn compare_paths(a: &str, b: &str) -> Ordering {
-    let key = |byte: u8| if byte == b'/' { 0 } else { u16::from(byte) + 1 };
-    a.bytes().map(key).cmp(b.bytes().map(key))
+pub fn compare_paths(a: impl AsRef<[u8]>, b: impl AsRef<[u8]>) -> Ordering {
+    let key = |byte: &u8| if *byte == b'/' { 0 } else { u16::from(*byte) + 1 };
+    a.as_ref().iter().map(key).cmp(b.as_ref().iter().map(key))
 }
 
 /// Checks that a peer announces a tree: clean paths in order, below announced
@@ -17,13 +19,13 @@ pub fn compare_paths(a: &str, b: &str) -> Ordering {
 #[derive(Debug)]
 pub struct Validator {
     /// The open directories from the root down, each with its last child.
-    open: Vec<(String, String)>,
-    files: HashSet<String>,
+    open: Vec<(Bytes, Vec<u8>)>,
+    files: HashSet<Bytes>,
 }
 
 impl Default for Validator {
     fn default() -> Self {
-        Self { open: vec![(String::new(), String::new())], files: HashSet::new() }
+        Self { open: vec![(Bytes::new(), Vec::new())], files: HashSet::new() }
     }
 }
 
@@ -37,26 +39,28 @@ impl Validator {
     pub fn check(&mut self, stat: &Stat) -> Result<(), TransferError> {
         let bad = |what: String| Err(TransferError::protocol("sender", what));
         if !path::is_inside(&stat.path) {
-            return bad(format!("invalid path {:?}", stat.path));
+            return bad(format!("invalid path {:?}", path::display(&stat.path)));
         }
         let (dir, name) = path::split(&stat.path);
         while self.open.len() > 1 && self.open.last().is_some_and(|(open, _)| open != dir) {
             self.open.pop();
         }
         match self.open.last_mut() {
-            Some((open, last)) if open == dir && last.as_str() < name => name.clone_into(last),
+            Some((open, last)) if open == dir && last.as_slice() < name => name.clone_into(last),
             Some((open, last)) => {
-                return bad(format!("changes out of order: {:?} {:?}", stat.path, path::join(open, last)));
+                let (path, last) = (path::display(&stat.path), path::join(open, last));
+                return bad(format!("changes out of order: {path:?} {:?}", path::display(&last)));
             }
             None => return bad("no root".to_owned()),
         }
         if mode::is_dir(stat.mode) {
-            self.open.push((stat.path.clone(), String::new()));
+            self.open.push((stat.path.clone(), Vec::new()));
         } else if !mode::is_symlink(stat.mode) {
             if stat.linkname.is_empty() {
                 self.files.insert(stat.path.clone());
             } else if !self.files.contains(&stat.linkname) {
-                return bad(format!("invalid link {} to unknown path: {:?}", stat.path, stat.linkname));
+                let (path, target) = (path::display(&stat.path), path::display(&stat.linkname));
+                return bad(format!("invalid link {path} to unknown path: {target:?}"));
             }
         }
         Ok(())
@@ -68,7 +72,7 @@ mod tests {
     use super::*;
 
     fn stat(path: &str, mode: u32, linkname: &str) -> Stat {
-        Stat { path: path.into(), mode, linkname: linkname.into(), ..Stat::default() }
+        Stat { path: path.to_owned().into(), mode, linkname: linkname.to_owned().into(), ..Stat::default() }
     }
 
     fn check(entries: &[(&str, u32, &str)]) -> Result<(), TransferError> {

@@ -31,7 +31,7 @@ pub struct ParentMatches(Vec<bool>);
 #[derive(Debug, Clone)]
 pub(crate) struct Rule {
     /// The cleaned text without its `!`.
-    pub text: String,
+    pub text: Vec<u8>,
     /// It takes matches back.
     pub exception: bool,
     matcher: Matcher,
@@ -41,9 +41,9 @@ pub(crate) struct Rule {
 enum Matcher {
     Exact,
     /// What precedes a final `**`.
-    Prefix(String),
+    Prefix(Vec<u8>),
     /// What follows a leading `**`, where nothing else is special.
-    Suffix(String),
+    Suffix(Vec<u8>),
     Regex(Box<Regex>),
     /// Well-formed as a glob, meaningless as a rule: an error once it is asked.
     Bad,
@@ -51,20 +51,20 @@ enum Matcher {
 
 impl Patterns {
     /// Reads rules. Empty ones are dropped.
-    pub fn new<S: AsRef<str>>(rules: impl IntoIterator<Item = S>) -> Result<Self, PatternError> {
+    pub fn new<S: AsRef<[u8]>>(rules: impl IntoIterator<Item = S>) -> Result<Self, PatternError> {
         let mut patterns = Self::default();
         for rule in rules {
-            let rule = rule.as_ref().trim();
+            let rule = trimmed(rule.as_ref());
             if rule.is_empty() {
                 continue;
             }
             let cleaned = path::clean(rule);
-            let (text, exception) = match cleaned.strip_prefix('!') {
-                Some("") => return Err(PatternError::LoneExclamation),
+            let (text, exception) = match cleaned.strip_prefix(b"!") {
+                Some(b"") => return Err(PatternError::LoneExclamation),
                 Some(rest) => (rest.to_owned(), true),
                 None => (cleaned, false),
             };
-            glob::check(&text)?;
+            glob::check(&path::characters(&text))?;
             patterns.exceptions |= exception;
             patterns.rules.push(Rule { matcher: Matcher::compile(&text), text, exception });
         }
@@ -86,7 +86,7 @@ impl Patterns {
     }
 
     /// Whether `path`, or a directory above it, matches.
-    pub fn matches(&self, path: &str) -> Result<bool, BadPattern> {
+    pub fn matches(&self, path: impl AsRef<[u8]>) -> Result<bool, BadPattern> {
         Ok(self.matches_below(path, None)?.0)
     }
 
@@ -94,9 +94,10 @@ impl Patterns {
     /// above is not found out again. Gives what holds for the path's children.
     pub fn matches_below(
         &self,
-        path: &str,
+        path: impl AsRef<[u8]>,
         parent: Option<&ParentMatches>,
     ) -> Result<(bool, ParentMatches), BadPattern> {
+        let path = path.as_ref();
         let parent = parent.filter(|parent| parent.0.len() == self.rules.len());
         let mut matched = false;
         let mut all = vec![false; self.rules.len()];
@@ -123,18 +124,18 @@ impl Patterns {
 }
 
 impl Rule {
-    fn matches(&self, path: &str) -> Result<bool, BadPattern> {
+    fn matches(&self, path: &[u8]) -> Result<bool, BadPattern> {
         Ok(match &self.matcher {
             Matcher::Exact => path == self.text,
             Matcher::Prefix(prefix) => path.starts_with(prefix),
-            Matcher::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
-            Matcher::Regex(regex) => regex.is_match(path),
+            Matcher::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix(b"/") == Some(path),
+            Matcher::Regex(regex) => regex.is_match(&path::characters(path)),
             Matcher::Bad => return Err(BadPattern),
         })
     }
 
-    fn matches_parent_of(&self, path: &str) -> Result<bool, BadPattern> {
-        for (slash, _) in path.match_indices('/') {
+    fn matches_parent_of(&self, path: &[u8]) -> Result<bool, BadPattern> {
+        for (slash, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
             if self.matches(&path[..slash])? {
                 return Ok(true);
             }
@@ -144,9 +145,9 @@ impl Rule {
 
     /// The part of the rule that names a directory whose contents it may speak
     /// of, without a final `/*` or `/**`.
-    pub(crate) fn without_trailing_glob(&self) -> &str {
-        let text = self.text.strip_suffix("/**").unwrap_or(&self.text);
-        text.strip_suffix("/*").unwrap_or(text)
+    pub(crate) fn without_trailing_glob(&self) -> &[u8] {
+        let text = self.text.strip_suffix(b"/**").unwrap_or(&self.text);
+        text.strip_suffix(b"/*").unwrap_or(text)
     }
 }
 
@@ -154,10 +155,11 @@ impl Matcher {
     /// The kind of matcher follows from which special characters come first and
     /// last; the forms without a regular expression are also the exact meaning
     /// of such rules, so this is not only a matter of speed.
-    fn compile(rule: &str) -> Self {
+    fn compile(rule: &[u8]) -> Self {
         let mut kind = Kind::Exact;
         let mut regex = String::from("^");
-        let mut chars = rule.chars().peekable();
+        let text = path::characters(rule);
+        let mut chars = text.chars().peekable();
         let mut first = true;
         while let Some(c) = chars.next() {
             match c {
@@ -215,12 +217,19 @@ impl Matcher {
             Kind::Exact => Self::Exact,
             Kind::Prefix => Self::Prefix(rule[..rule.len() - 2].to_owned()),
             Kind::Suffix => Self::Suffix(rule[2..].to_owned()),
+            // A regular expression is text.
+            Kind::Regex if std::str::from_utf8(rule).is_err() => Self::Bad,
             Kind::Regex => {
                 regex.push('$');
                 Regex::new(&regex).map_or(Self::Bad, |regex| Self::Regex(Box::new(regex)))
             }
         }
     }
+}
+
+/// Without the white space around it.
+fn trimmed(rule: &[u8]) -> &[u8] {
+    std::str::from_utf8(rule).map_or_else(|_| rule.trim_ascii(), |text| text.trim().as_bytes())
 }
 
 #[derive(PartialEq)]
@@ -404,6 +413,24 @@ mod tests {
         assert!(hit);
         assert!(!patterns.matches_below("src/pkg/x.go", Some(&pkg)).unwrap().0);
         assert!(patterns.matches("src/pkg/x.go").unwrap());
+    }
+
+    #[test]
+    fn names_that_are_no_text_match_too() {
+        let cases: &[(&[u8], bool)] = &[
+            (b"caf?", true),
+            (b"caf*", true),
+            (b"**/caf\xe9", true),
+            (b"caf\xe9", true),
+            (b"caf\xe9/**", false),
+            (b"caf\xe8", false),
+            (b"caf", false),
+        ];
+        for (rule, want) in cases {
+            assert_eq!(Patterns::new([rule]).unwrap().matches(b"caf\xe9"), Ok(*want), "{rule:?}");
+        }
+        assert!(Patterns::new(["d"]).unwrap().matches(b"d/caf\xe9").unwrap());
+        assert_eq!(Patterns::new([b"*\xe9"]).unwrap().matches(b"caf\xe9"), Err(BadPattern), "as a regular expression");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use futures::StreamExt as _;
 use futures::future::pending;
 use futures::stream::BoxStream;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::write::{CAPABILITY, Contents, Destination, Written};
 use crate::{Link, Packet, PacketType, Progress, Stat, TransferError, Validator, Walk, compare_paths, mode, path};
@@ -30,10 +30,10 @@ pub enum Differ {
 
 /// Changes the details of an entry before they are compared and written; false
 /// leaves the entry alone.
-pub type StatMap = Arc<dyn Fn(&str, &mut Stat) -> bool + Send + Sync>;
+pub type StatMap = Arc<dyn Fn(&[u8], &mut Stat) -> bool + Send + Sync>;
 
 /// Whether an entry is transferred with its contents.
-pub type StatFilter = Arc<dyn Fn(&str, &Stat) -> bool + Send + Sync>;
+pub type StatFilter = Arc<dyn Fn(&[u8], &Stat) -> bool + Send + Sync>;
 
 /// A hash over an entry as it arrives. The entry's header is already in it.
 pub trait ContentHash: Send {
@@ -56,7 +56,7 @@ pub enum Change<'a> {
     /// A path and all below it is gone.
     Removed {
         /// The path.
-        path: &'a str,
+        path: &'a [u8],
     },
 }
 
@@ -116,11 +116,11 @@ const METADATA: &str = ".fsutil-metadata";
 pub async fn receive(link: Link, dest: &Path, options: ReceiveOptions) -> Result<(), TransferError> {
     let Link { mut incoming, outgoing } = link;
     let destination = Destination::open(dest)?;
-    let (events, mut happened) = mpsc::unbounded_channel();
-    let result = transfer(&mut incoming, &outgoing, destination, options, events, &mut happened).await;
-    // What would feed the threads is gone; once they have ended nobody can tell
-    // anything any more.
-    while happened.recv().await.is_some() {}
+    let (alive, mut ended) = mpsc::channel(1);
+    let result = transfer(&mut incoming, &outgoing, destination, options, alive, &mut ended).await;
+    // What would feed the threads is gone; nothing is ever sent here, and the
+    // last of them closes it.
+    while ended.recv().await.is_some() {}
     let Err(error) = result else { return Ok(()) };
     if matches!(error, TransferError::Status(_) | TransferError::Peer { .. } | TransferError::Closed { .. }) {
         return Err(error);
@@ -136,16 +136,40 @@ pub async fn receive(link: Link, dest: &Path, options: ReceiveOptions) -> Result
     Err(error)
 }
 
-/// What the threads tell.
-enum Event {
-    /// A file's contents will be asked for.
-    Requested,
-    /// A file's contents are complete.
-    Complete,
+/// How far the threads are.
+#[derive(Default)]
+struct State {
+    /// Files whose contents will be asked for and are not complete.
+    outstanding: usize,
     /// Every announcement was followed.
-    Applied,
+    applied: bool,
     /// All is lost.
-    Failed(TransferError),
+    failed: Option<TransferError>,
+}
+
+/// The state, and a bell for its changes.
+#[derive(Default)]
+struct Tally {
+    state: Mutex<State>,
+    bell: Notify,
+}
+
+impl Tally {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.bell.notify_one();
+    }
+
+    /// Of several failures the first counts.
+    fn fail(&self, error: TransferError) {
+        self.note(|state| {
+            state.failed.get_or_insert(error);
+        });
+    }
 }
 
 /// What the peer announces.
@@ -167,7 +191,9 @@ struct Pending {
 struct Shared {
     options: ReceiveOptions,
     pending: Mutex<HashMap<u32, Pending>>,
-    events: mpsc::UnboundedSender<Event>,
+    tally: Arc<Tally>,
+    /// Closes when the last thread has ended.
+    _alive: mpsc::Sender<()>,
 }
 
 impl Shared {
@@ -175,16 +201,11 @@ impl Shared {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, event: Event) {
-        // Nobody listens once the transfer has failed.
-        let _ = self.events.send(event);
-    }
-
-    fn observed(&self, path: &str, change: Change<'_>) -> Result<(), TransferError> {
+    fn observed(&self, path: &[u8], change: Change<'_>) -> Result<(), TransferError> {
         match &self.options.observer {
-            Some(observer) => {
-                observer.changed(change).map_err(|message| TransferError::Observer { path: path.to_owned(), message })
-            }
+            Some(observer) => observer
+                .changed(change)
+                .map_err(|message| TransferError::Observer { path: path::display(path).into_owned(), message }),
             None => Ok(()),
         }
     }
@@ -199,20 +220,21 @@ async fn transfer(
     outgoing: &mpsc::Sender<Packet>,
     destination: Destination,
     options: ReceiveOptions,
-    events: mpsc::UnboundedSender<Event>,
-    happened: &mut mpsc::UnboundedReceiver<Event>,
+    alive: mpsc::Sender<()>,
+    ended: &mut mpsc::Receiver<()>,
 ) -> Result<(), TransferError> {
-    let (requests, mut requested) = mpsc::unbounded_channel::<Packet>();
+    let (requests, mut requested) = mpsc::unbounded_channel();
     let (announce, announced) = mpsc::channel(ANNOUNCED);
     let progress = options.progress.clone();
-    let shared = Arc::new(Shared { options, pending: Mutex::default(), events });
+    let tally = Arc::new(Tally::default());
+    let shared = Arc::new(Shared { options, pending: Mutex::default(), tally: tally.clone(), _alive: alive });
     let mut writers =
         Writers { shared: Arc::clone(&shared), queues: [const { None }; WRITERS], root: destination.share()? };
     {
         let (shared, requests) = (Arc::clone(&shared), requests.clone());
-        thread("apply changes", move || {
-            let result = Applier::new(destination, &shared, requests).run(announced);
-            shared.tell(result.map_or_else(Event::Failed, |()| Event::Applied));
+        thread("apply changes", move || match Applier::new(destination, &shared, requests).run(announced) {
+            Ok(()) => shared.tally.note(|state| state.applied = true),
+            Err(error) => shared.tally.fail(error),
         })?;
     }
     drop(shared);
@@ -264,27 +286,38 @@ async fn transfer(
         Ok(())
     };
     let ask = async {
-        while let Some(packet) = requested.recv().await {
+        loop {
+            // The end of the queue is the end of the transfer.
+            let next = requested.recv().await;
+            let kind = if next.is_some() { PacketType::PacketReq } else { PacketType::PacketFin };
+            let packet = Packet { r#type: kind as i32, id: next.unwrap_or_default(), ..Packet::default() };
             if outgoing.send(packet).await.is_err() {
                 // The connection is gone; its error comes from reading.
                 return pending().await;
             }
-        }
-        Ok(())
-    };
-    let complete = async move {
-        let (mut applied, mut outstanding) = (false, 0usize);
-        while !applied || outstanding > 0 {
-            match happened.recv().await {
-                Some(Event::Requested) => outstanding += 1,
-                Some(Event::Complete) => outstanding -= 1,
-                Some(Event::Applied) => applied = true,
-                Some(Event::Failed(error)) => return Err(error),
-                // A thread ended without a word: it panicked.
-                None => return Err(TransferError::Cancelled),
+            if next.is_none() {
+                return Ok(());
             }
         }
-        let _ = requests.send(Packet { r#type: PacketType::PacketFin as i32, ..Packet::default() });
+    };
+    let complete = async move {
+        loop {
+            {
+                let mut state = tally.state();
+                if let Some(error) = state.failed.take() {
+                    return Err(error);
+                }
+                if state.applied && state.outstanding == 0 {
+                    break;
+                }
+            }
+            tokio::select! {
+                () = tally.bell.notified() => {}
+                // The threads ended without a word: one panicked.
+                None = ended.recv() => return Err(TransferError::Cancelled),
+            }
+        }
+        drop(requests);
         Ok(())
     };
     tokio::try_join!(read, ask, complete).map(|_| ())
@@ -315,7 +348,7 @@ impl Writers {
                 let (root, shared) = (self.root.share()?, Arc::clone(&self.shared));
                 thread("write files", move || {
                     if let Err(error) = write_files(&root, &shared, pieces) {
-                        shared.tell(Event::Failed(error));
+                        shared.tally.fail(error);
                     }
                 })?;
                 slot.insert(queue)
@@ -371,7 +404,7 @@ fn write_files(
             if let Some(hash) = hash {
                 shared.observed(path, Change::Written { stat: &pending.stat, digest: hash.finish() })?;
             }
-            shared.tell(Event::Complete);
+            shared.tally.note(|state| state.outstanding -= 1);
         }
     }
     Ok(())
@@ -382,19 +415,19 @@ fn write_files(
 struct Applier<'a> {
     destination: Destination,
     shared: &'a Shared,
-    requests: mpsc::UnboundedSender<Packet>,
+    requests: mpsc::UnboundedSender<u32>,
     /// What is there, beside what is announced. None when merging.
     existing: Option<Walk>,
     /// The first of it that was not compared yet.
     current: Option<Stat>,
     /// The announced directories that the walk is in, with their times.
-    open: Vec<(String, i64)>,
+    open: Vec<(Bytes, i64)>,
     /// The directories something was changed in.
-    touched: HashMap<String, i64>,
+    touched: HashMap<Bytes, i64>,
 }
 
 impl<'a> Applier<'a> {
-    fn new(destination: Destination, shared: &'a Shared, requests: mpsc::UnboundedSender<Packet>) -> Self {
+    fn new(destination: Destination, shared: &'a Shared, requests: mpsc::UnboundedSender<u32>) -> Self {
         let (open, touched) = (Vec::new(), HashMap::new());
         Self { destination, shared, requests, existing: None, current: None, open, touched }
     }
@@ -481,9 +514,8 @@ impl<'a> Applier<'a> {
             Written::WithoutContents => {
                 let pending = Pending { stat: stat.clone(), mode: wanted.mode, time: wanted.mod_time };
                 self.shared.pending().insert(id, pending);
-                self.shared.tell(Event::Requested);
-                let request = Packet { r#type: PacketType::PacketReq as i32, id, ..Packet::default() };
-                self.requests.send(request).map_err(|_| TransferError::Cancelled)
+                self.shared.tally.note(|state| state.outstanding += 1);
+                self.requests.send(id).map_err(|_| TransferError::Cancelled)
             }
             Written::Complete => {
                 if mode::is_dir(wanted.mode) {
@@ -498,7 +530,7 @@ impl<'a> Applier<'a> {
     }
 
     /// Removes what is there but was not announced, up to `path`.
-    fn remove_until(&mut self, path: Option<&str>) -> Result<(), TransferError> {
+    fn remove_until(&mut self, path: Option<&[u8]>) -> Result<(), TransferError> {
         while let Some(current) = &self.current {
             if path.is_some_and(|path| compare_paths(&current.path, path).is_ge()) {
                 break;
@@ -569,9 +601,7 @@ impl Withheld {
         self.records.extend_from_slice(&length.to_le_bytes());
         self.records.extend_from_slice(&stat.encode_to_vec());
         let dir = path::split(&stat.path).0;
-        while self.directories.last().is_some_and(|(_, open)| {
-            dir != open.path && !dir.strip_prefix(&open.path).is_some_and(|rest| rest.starts_with('/'))
-        }) {
+        while self.directories.last().is_some_and(|(_, open)| dir != open.path && !path::is_below(dir, &open.path)) {
             self.directories.pop();
         }
         if (self.filter)(&stat.path, &stat) {

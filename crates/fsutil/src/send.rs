@@ -11,7 +11,7 @@ use futures::stream::BoxStream;
 use prost::Message as _;
 use tokio::sync::mpsc;
 
-use crate::{Packet, PacketType, TransferError, Tree, WalkError, mode};
+use crate::{Packet, PacketType, TransferError, Tree, WalkError, mode, path};
 
 /// A connection to the other half. Dropping it ends this side's stream.
 pub struct Link {
@@ -40,7 +40,8 @@ const PIECE: usize = 32 << 10;
 /// the same would wait forever.
 pub async fn send(link: Link, tree: Arc<dyn Tree>, progress: Option<Progress>) -> Result<Link, TransferError> {
     let Link { mut incoming, outgoing } = link;
-    let (events, mut happened) = mpsc::unbounded_channel();
+    // Each thread tells of one error at most.
+    let (events, mut happened) = mpsc::channel(READERS + 1);
     let shared = Arc::new(Shared {
         tree,
         outgoing: outgoing.clone(),
@@ -94,7 +95,7 @@ struct Shared {
     tree: Arc<dyn Tree>,
     outgoing: mpsc::Sender<Packet>,
     /// The announced files that were not requested yet.
-    files: Mutex<HashMap<u32, String>>,
+    files: Mutex<HashMap<u32, Bytes>>,
     sent: AtomicU64,
     progress: Option<Progress>,
     stop: AtomicBool,
@@ -114,7 +115,7 @@ impl Drop for StopOnDrop {
 fn spawn(
     name: &str,
     shared: &Arc<Shared>,
-    events: &mpsc::UnboundedSender<TransferError>,
+    events: &mpsc::Sender<TransferError>,
     work: impl FnOnce(&Shared) -> Result<(), TransferError> + Send + 'static,
 ) -> Result<(), TransferError> {
     let (shared, events) = (Arc::clone(shared), events.clone());
@@ -123,7 +124,7 @@ fn spawn(
         .spawn(move || {
             if let Err(error) = work(&shared) {
                 // Nobody listens once the transfer is over.
-                let _ = events.send(error);
+                let _ = events.try_send(error);
             }
         })
         .map(|_| ())
@@ -132,14 +133,14 @@ fn spawn(
 
 struct Readers {
     shared: Arc<Shared>,
-    events: mpsc::UnboundedSender<TransferError>,
-    requests: queue::Sender<(u32, String)>,
-    waiting: Arc<Mutex<queue::Receiver<(u32, String)>>>,
+    events: mpsc::Sender<TransferError>,
+    requests: queue::Sender<(u32, Bytes)>,
+    waiting: Arc<Mutex<queue::Receiver<(u32, Bytes)>>>,
     count: usize,
 }
 
 impl Readers {
-    fn new(shared: &Arc<Shared>, events: mpsc::UnboundedSender<TransferError>) -> Self {
+    fn new(shared: &Arc<Shared>, events: mpsc::Sender<TransferError>) -> Self {
         let (requests, waiting) = queue::channel();
         Self { shared: Arc::clone(shared), events, requests, waiting: Arc::new(Mutex::new(waiting)), count: 0 }
     }
@@ -166,7 +167,7 @@ impl Readers {
 }
 
 impl Shared {
-    fn lock_files(&self) -> std::sync::MutexGuard<'_, HashMap<u32, String>> {
+    fn lock_files(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Bytes>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -216,8 +217,8 @@ impl Shared {
     /// What is no file any more is empty: a socket is announced as a file, and a
     /// file may be gone. One that cannot be read is an error; the other side
     /// would build with an empty file otherwise.
-    fn serve(&self, id: u32, path: &str) -> Result<(), TransferError> {
-        let read = |source| TransferError::Read { path: path.to_owned(), source };
+    fn serve(&self, id: u32, path: &[u8]) -> Result<(), TransferError> {
+        let read = |source| TransferError::Read { path: path::display(path).into_owned(), source };
         let data = |data| Packet { r#type: PacketType::PacketData as i32, id, data, ..Packet::default() };
         match self.tree.open(path) {
             Ok(mut file) => {

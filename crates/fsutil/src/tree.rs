@@ -18,7 +18,7 @@ pub trait Tree: Send + Sync + 'static {
     fn walk(&self, visit: Visit<'_>) -> Result<(), WalkError>;
 
     /// Opens a regular file that was shown. Blocks.
-    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>>;
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>>;
 }
 
 impl<T: Tree + ?Sized> Tree for Arc<T> {
@@ -26,7 +26,7 @@ impl<T: Tree + ?Sized> Tree for Arc<T> {
         (**self).walk(visit)
     }
 
-    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
         (**self).open(path)
     }
 }
@@ -34,7 +34,7 @@ impl<T: Tree + ?Sized> Tree for Arc<T> {
 /// Trees side by side, each in a directory of its own.
 #[derive(Default)]
 pub struct Subdirectories {
-    trees: BTreeMap<String, (Stat, Arc<dyn Tree>)>,
+    trees: BTreeMap<Bytes, (Stat, Arc<dyn Tree>)>,
 }
 
 impl Subdirectories {
@@ -42,11 +42,13 @@ impl Subdirectories {
     /// single name that is not yet taken.
     pub fn insert(&mut self, stat: Stat, tree: Arc<dyn Tree>) -> io::Result<()> {
         let name = stat.path.clone();
-        if !path::is_inside(&name) || name.contains('/') || !mode::is_dir(stat.mode) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid directory {name:?}")));
+        if !path::is_inside(&name) || name.contains(&b'/') || !mode::is_dir(stat.mode) {
+            let message = format!("invalid directory {:?}", path::display(&name));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         if self.trees.contains_key(&name) {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("duplicate directory {name:?}")));
+            let message = format!("duplicate directory {:?}", path::display(&name));
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
         }
         self.trees.insert(name, (stat, tree));
         Ok(())
@@ -58,12 +60,13 @@ impl Tree for Subdirectories {
         for (name, (stat, tree)) in &self.trees {
             visit(stat.clone())?;
             tree.walk(&mut |mut stat| {
-                stat.path = format!("{name}/{}", stat.path);
+                let below = |path: &[u8]| [name.as_ref(), b"/", path].concat();
+                stat.path = below(&stat.path).into();
                 if !stat.linkname.is_empty() {
                     if !mode::is_symlink(stat.mode) {
-                        stat.linkname = format!("{name}/{}", stat.linkname);
-                    } else if stat.linkname.starts_with('/') {
-                        stat.linkname = path::clean(&format!("/{name}{}", stat.linkname));
+                        stat.linkname = below(&stat.linkname).into();
+                    } else if stat.linkname.starts_with(b"/") {
+                        stat.linkname = path::clean([b"/", name.as_ref(), &stat.linkname].concat()).into();
                     }
                 }
                 visit(stat)
@@ -72,8 +75,9 @@ impl Tree for Subdirectories {
         Ok(())
     }
 
-    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
-        let (name, rest) = path.split_once('/').ok_or(io::ErrorKind::NotFound)?;
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
+        let slash = path.iter().position(|byte| *byte == b'/').ok_or(io::ErrorKind::NotFound)?;
+        let (name, rest) = (&path[..slash], &path[slash + 1..]);
         self.trees.get(name).ok_or(io::ErrorKind::NotFound)?.1.open(rest)
     }
 }
@@ -104,7 +108,7 @@ impl Tree for Files {
         self.entries.iter().try_for_each(|(stat, _)| visit(stat.clone()))
     }
 
-    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
         match self.entries.binary_search_by(|(other, _)| compare_paths(&other.path, path)) {
             Ok(at) => Ok(Box::new(self.entries[at].1.clone().reader())),
             Err(_) => Err(io::ErrorKind::NotFound.into()),
@@ -137,7 +141,7 @@ impl Tree for Overlaid {
         upper.try_for_each(|(over, _)| visit(over.clone()))
     }
 
-    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
         match self.upper.open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.lower.open(path),
             result => result,

@@ -17,7 +17,7 @@ use crate::{Stat, WalkError, mode};
 #[derive(Debug)]
 pub struct Step {
     /// The path relative to the root of the walk.
-    pub path: String,
+    pub path: Bytes,
     /// Whether it is a directory.
     pub is_dir: bool,
     dir: Arc<OwnedFd>,
@@ -31,15 +31,15 @@ pub struct Step {
 pub struct Walk {
     stack: Vec<Level>,
     /// The directory of the last step, if it was one and is not yet skipped.
-    enter: Option<(Arc<OwnedFd>, CString, String)>,
+    enter: Option<(Arc<OwnedFd>, CString, Bytes)>,
     /// The first name of every file that has several.
-    links: HashMap<(u64, u64), String>,
+    links: HashMap<(u64, u64), Bytes>,
 }
 
 #[derive(Debug)]
 struct Level {
     dir: Arc<OwnedFd>,
-    path: String,
+    path: Bytes,
     /// In reverse order.
     names: Vec<(CString, FileType)>,
 }
@@ -58,7 +58,7 @@ impl Walk {
     /// Starts a walk below an open directory.
     pub fn from_fd(dir: OwnedFd) -> Result<Self, WalkError> {
         let names = list(&dir).map_err(|source| WalkError::entry("read directory", ".", source))?;
-        let root = Level { dir: Arc::new(dir), path: String::new(), names };
+        let root = Level { dir: Arc::new(dir), path: Bytes::new(), names };
         Ok(Self { stack: vec![root], enter: None, links: HashMap::new() })
     }
 
@@ -85,14 +85,10 @@ impl Walk {
                 self.stack.pop();
                 continue;
             };
-            let text = match name.to_str() {
-                Ok(text) => text,
-                Err(_) => {
-                    let path = format!("{}/{}", level.path, name.to_string_lossy());
-                    return Some(Err(WalkError::NotUtf8 { path: path.trim_start_matches('/').to_owned() }));
-                }
+            let path = match level.path.is_empty() {
+                true => Bytes::copy_from_slice(name.to_bytes()),
+                false => [level.path.as_ref(), b"/", name.to_bytes()].concat().into(),
             };
-            let path = if level.path.is_empty() { text.to_owned() } else { format!("{}/{text}", level.path) };
             let is_dir = match kind {
                 FileType::Unknown => match statat(&level.dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
@@ -150,9 +146,7 @@ impl Walk {
                     Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
                     Err(source) => return Err(WalkError::entry("read link", &step.path, source)),
                 };
-                stat.linkname = target
-                    .into_string()
-                    .map_err(|_| WalkError::NotUtf8 { path: format!("target of {}", step.path) })?;
+                stat.linkname = target.into_bytes().into();
             }
         }
         for (key, value) in attributes(step).map_err(|source| WalkError::entry("read xattrs of", &step.path, source))? {

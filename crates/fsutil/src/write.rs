@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -28,7 +29,7 @@ const TRIES: usize = 128;
 pub(crate) struct Destination {
     root: OwnedFd,
     /// The directory that was changed last.
-    parent: Option<(String, OwnedFd)>,
+    parent: Option<(Vec<u8>, OwnedFd)>,
     /// Makes the names of entries that are not in their place yet.
     temporary: u64,
 }
@@ -51,7 +52,7 @@ impl Destination {
     pub(crate) fn open(dest: &Path) -> Result<Self, TransferError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(CWD, dest, flags, Mode::empty())
-            .map_err(|error| TransferError::write("open directory", dest.display().to_string(), error))?;
+            .map_err(|error| TransferError::write("open directory", dest.as_os_str().as_bytes(), error))?;
         // Not the names that a crash may have left.
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let temporary = now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0));
@@ -71,8 +72,8 @@ impl Destination {
         Ok(Self { root, parent: None, temporary: 0 })
     }
 
-    fn resolve(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let path = if path.is_empty() { "." } else { path };
+    fn resolve(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let mut tries = 0;
         loop {
@@ -84,7 +85,7 @@ impl Destination {
     }
 
     /// The directory `dir`. It stays open for what follows in it.
-    fn directory(&mut self, dir: &str) -> Result<BorrowedFd<'_>, Errno> {
+    fn directory(&mut self, dir: &[u8]) -> Result<BorrowedFd<'_>, Errno> {
         if self.parent.as_ref().is_none_or(|(open, _)| open != dir) {
             let fd = self.resolve(dir, OFlags::PATH | OFlags::DIRECTORY)?;
             self.parent = Some((dir.to_owned(), fd));
@@ -96,7 +97,7 @@ impl Destination {
     }
 
     /// Removes what is at `path`, with all below it.
-    pub(crate) fn remove(&mut self, path: &str) -> Result<(), TransferError> {
+    pub(crate) fn remove(&mut self, path: &[u8]) -> Result<(), TransferError> {
         let (dir, name) = path::split(path);
         let removed = self.directory(dir).map_err(io::Error::from).and_then(|parent| remove_all(parent, name));
         self.forget(path);
@@ -104,8 +105,8 @@ impl Destination {
     }
 
     /// A directory that was removed or replaced is not the one that is open.
-    fn forget(&mut self, path: &str) {
-        let gone = |open: &str| open == path || open.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+    fn forget(&mut self, path: &[u8]) {
+        let gone = |open: &[u8]| open == path || path::is_below(open, path);
         if self.parent.as_ref().is_some_and(|(open, _)| gone(open)) {
             self.parent = None;
         }
@@ -136,7 +137,7 @@ impl Destination {
             set_metadata(parent, name, stat).map_err(|error| failed("set metadata of", error))?;
             return Ok(Written::Complete);
         }
-        let target = if old.is_some() { temporary.as_str() } else { name };
+        let target = if old.is_some() { temporary.as_bytes() } else { name };
         let made = make(parent, target, stat, link_from.as_ref().map(|from| (from.as_fd(), link_name)));
         let written = made.map_err(|error| failed("create", error))?;
         // A hard link shares what the file it is one to has.
@@ -159,7 +160,7 @@ impl Destination {
     }
 
     /// Opens a file that was written without contents.
-    pub(crate) fn open_contents(&self, path: &str) -> Result<Contents, TransferError> {
+    pub(crate) fn open_contents(&self, path: &[u8]) -> Result<Contents, TransferError> {
         let failed = |error: io::Error| TransferError::write("open", path, error);
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
         match self.resolve(path, flags) {
@@ -187,7 +188,7 @@ impl Destination {
     }
 
     /// Sets the time of an entry.
-    pub(crate) fn set_time(&mut self, path: &str, time: i64) -> Result<(), TransferError> {
+    pub(crate) fn set_time(&mut self, path: &[u8], time: i64) -> Result<(), TransferError> {
         let (dir, name) = path::split(path);
         self.directory(dir)
             .and_then(|parent| utimensat(parent, name, &times(time), NO_FOLLOW))
@@ -198,8 +199,8 @@ impl Destination {
     pub(crate) fn write_own(&mut self, name: &str, contents: &[u8]) -> Result<(), TransferError> {
         use std::io::Write as _;
         let failed = |error: io::Error| TransferError::write("write", name, error);
-        let parent = self.directory("").map_err(|error| failed(error.into()))?;
-        remove_all(parent, name).map_err(failed)?;
+        let parent = self.directory(b"").map_err(|error| failed(error.into()))?;
+        remove_all(parent, name.as_bytes()).map_err(failed)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(parent, name, flags, Mode::from_raw_mode(0o644)).map_err(|error| failed(error.into()))?;
         File::from(file).write_all(contents).map_err(failed)
@@ -240,15 +241,15 @@ impl Contents {
 
 fn make(
     parent: BorrowedFd<'_>,
-    name: &str,
+    name: &[u8],
     stat: &Stat,
-    link_from: Option<(BorrowedFd<'_>, &str)>,
+    link_from: Option<(BorrowedFd<'_>, &[u8])>,
 ) -> io::Result<Written> {
     let permissions = Mode::from_raw_mode(mode::permissions(stat.mode));
     if mode::is_dir(stat.mode) {
         mkdirat(parent, name, permissions)?;
     } else if mode::is_symlink(stat.mode) {
-        symlinkat(&stat.linkname, parent, name)?;
+        symlinkat(&stat.linkname[..], parent, name)?;
     } else if stat.mode & (mode::DEVICE | mode::NAMED_PIPE) != 0 {
         let kind = FileType::from_raw_mode(mode::to_unix(stat.mode));
         let number = |number: i64| u32::try_from(number).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
@@ -275,15 +276,15 @@ fn make(
 /// Sets all of an entry's details. The owner comes before the permissions,
 /// since changing it takes set-id bits away; attributes after it, since it
 /// takes capabilities away as well.
-fn set_metadata(parent: BorrowedFd<'_>, name: &str, stat: &Stat) -> io::Result<()> {
+fn set_metadata(parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> io::Result<()> {
     chownat(parent, name, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)), NO_FOLLOW)?;
     if !stat.xattrs.is_empty() {
-        let path = path_through(parent, OsStr::new(name));
+        let path = path_through(parent, OsStr::from_bytes(name));
         for (key, value) in &stat.xattrs {
             // Attributes are as good as the file system lets them be: another
             // one may have namespaces that this one has not.
             if let Err(error) = rustix::fs::lsetxattr(&path, key.as_str(), value, XattrFlags::empty()) {
-                tracing::debug!(path = stat.path, key, %error, "an extended attribute is lost");
+                tracing::debug!(path = %path::display(&stat.path), key, %error, "an extended attribute is lost");
             }
         }
     }
@@ -306,14 +307,13 @@ fn set_metadata(parent: BorrowedFd<'_>, name: &str, stat: &Stat) -> io::Result<(
     Ok(())
 }
 
-fn remove_all(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+fn remove_all(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {
             // The library's way goes by descriptors and follows no link.
-            let path = path_through(parent, OsStr::new(name));
-            let path = Path::new(OsStr::new(path.to_str().unwrap_or_default()));
-            std::fs::remove_dir_all(path)
+            let path = path_through(parent, OsStr::from_bytes(name));
+            std::fs::remove_dir_all(Path::new(OsStr::from_bytes(path.to_bytes())))
         }
         Err(error) => Err(error.into()),
     }

@@ -74,7 +74,8 @@ fn shown(root: PathBuf, options: &FilterOptions) -> BTreeSet<String> {
         .unwrap()
         .walk(&mut |stat| {
             let slash = if mode::is_dir(stat.mode) { "/" } else { "" };
-            assert!(paths.insert(format!("{}{slash}", stat.path)), "{} shown twice", stat.path);
+            let path = String::from_utf8(stat.path.to_vec()).unwrap();
+            assert!(paths.insert(format!("{path}{slash}")), "{path} shown twice");
             Ok(())
         })
         .unwrap();

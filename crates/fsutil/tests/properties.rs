@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,8 +31,9 @@ enum Step {
 
 /// Few names, some of which sort around the slash, so that steps meet.
 fn paths() -> impl Strategy<Value = PathBuf> {
-    let names = prop::sample::select(vec!["a", "a-b", "a.b", "b", "c"]);
-    prop::collection::vec(names, 1..4).prop_map(|names| names.iter().collect())
+    let names: Vec<&[u8]> = vec![b"a", b"a-b", b"a.b", b"b", b"c", b"a\xe9"];
+    let names = prop::sample::select(names);
+    prop::collection::vec(names, 1..4).prop_map(|names| names.into_iter().map(OsStr::from_bytes).collect())
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -109,24 +112,24 @@ fn apply(root: &Path, step: &Step) {
     }
 }
 
-fn walk(root: &Path, options: &FilterOptions) -> BTreeMap<String, Stat> {
+fn walk(root: &Path, options: &FilterOptions) -> BTreeMap<Vec<u8>, Stat> {
     let mut stats = BTreeMap::new();
     let directory = Directory::filtered(root, options).unwrap();
     directory
         .walk(&mut |stat| {
-            assert!(stats.insert(stat.path.clone(), stat).is_none());
+            assert!(stats.insert(stat.path.to_vec(), stat).is_none());
             Ok(())
         })
         .unwrap();
     stats
 }
 
-fn contents(root: &Path, stats: &BTreeMap<String, Stat>) -> BTreeMap<String, (Vec<u8>, u64)> {
+fn contents(root: &Path, stats: &BTreeMap<Vec<u8>, Stat>) -> BTreeMap<Vec<u8>, (Vec<u8>, u64)> {
     let regular = stats.values().filter(|stat| mode::is_regular(stat.mode));
     regular
         .map(|stat| {
-            let path = root.join(&stat.path);
-            (stat.path.clone(), (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().nlink()))
+            let path = root.join(OsStr::from_bytes(&stat.path));
+            (stat.path.to_vec(), (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().nlink()))
         })
         .collect()
 }
@@ -212,7 +215,8 @@ proptest! {
         }
         let want = without_shortcuts(&include, &exclude);
         let options = FilterOptions { include, exclude, follow: Vec::new() };
-        let got: BTreeSet<String> = walk(dir.path(), &options).into_keys().collect();
+        let got = walk(dir.path(), &options).into_keys().map(|path| String::from_utf8(path).unwrap());
+        let got: BTreeSet<String> = got.collect();
         prop_assert_eq!(want, got);
     }
 }

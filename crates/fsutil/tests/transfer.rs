@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use castor_fsutil::{
     Change, ContentHash, Differ, Directory, Files, FilterOptions, Link, MapResult, Observer, Overlaid, Packet,
-    PacketType, ReceiveOptions, Stat, Subdirectories, TransferError, Tree, compare_paths, mode, receive, send,
+    PacketType, ReceiveOptions, Stat, Subdirectories, TransferError, Tree, compare_paths, mode, path, receive, send,
 };
 use castor_oci::{Digest, Hasher};
 use futures::StreamExt as _;
@@ -53,12 +55,16 @@ fn directory(path: &Path) -> Arc<dyn Tree> {
     Arc::new(Directory::open(path).unwrap())
 }
 
+fn text(path: &[u8]) -> String {
+    String::from_utf8(path.to_vec()).unwrap()
+}
+
 fn stats(path: &Path) -> BTreeMap<String, Stat> {
     let mut stats = BTreeMap::new();
     Directory::open(path)
         .unwrap()
         .walk(&mut |stat| {
-            stats.insert(stat.path.clone(), stat);
+            stats.insert(text(&stat.path), stat);
             Ok(())
         })
         .unwrap();
@@ -163,6 +169,38 @@ async fn only_what_changed_is_asked_for_and_what_is_gone_is_removed() {
 }
 
 #[tokio::test]
+async fn names_that_are_no_text_arrive_change_and_go() {
+    let (source, dest) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let name = |bytes: &'static [u8]| Path::new(OsStr::from_bytes(bytes));
+    let (from, to) = (source.path(), dest.path());
+    fs::create_dir(from.join(name(b"d\xff"))).unwrap();
+    fs::write(from.join(name(b"d\xff/caf\xe9")), "one").unwrap();
+    fs::write(from.join(name(b"d\xff/caf\xe8")), "two").unwrap();
+    fs::hard_link(from.join(name(b"d\xff/caf\xe9")), from.join(name(b"d\xff/hard\xe9"))).unwrap();
+    symlink(name(b"d\xff/caf\xe9"), from.join("link")).unwrap();
+    let log = Arc::new(Log::default());
+    let options = || ReceiveOptions { observer: Some(log.clone()), ..ReceiveOptions::default() };
+    let seen = transfer(directory(from), to, options()).await.unwrap();
+    assert_eq!(requests(&seen), 2);
+    assert_eq!(fs::read(to.join("link")).unwrap(), b"one");
+    assert_eq!(fs::read(to.join(name(b"d\xff/caf\xe8"))).unwrap(), b"two");
+    let inode = |path| fs::metadata(to.join(path)).unwrap().ino();
+    assert_eq!(inode(name(b"d\xff/caf\xe9")), inode(name(b"d\xff/hard\xe9")));
+    let seen = transfer(directory(from), to, options()).await.unwrap();
+    assert_eq!(requests(&seen), 0, "names that differ in such bytes only are told apart");
+
+    // The link is followed to what it leads to, and the other file is no part of that.
+    let follow = FilterOptions { follow: vec!["link".into()], ..FilterOptions::default() };
+    let tree = Arc::new(Directory::filtered(from, &follow).unwrap());
+    transfer(tree, to, ReceiveOptions::default()).await.unwrap();
+    let left: Vec<_> = fs::read_dir(to.join(name(b"d\xff"))).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, [OsStr::from_bytes(b"caf\xe9")]);
+    let exclude = FilterOptions { exclude: vec!["d?/caf*".into(), "link".into()], ..FilterOptions::default() };
+    transfer(Arc::new(Directory::filtered(from, &exclude).unwrap()), to, ReceiveOptions::default()).await.unwrap();
+    assert!(to.join(name(b"d\xff/hard\xe9")).exists() && !to.join(name(b"d\xff/caf\xe9")).exists());
+}
+
+#[tokio::test]
 async fn merging_removes_nothing_and_replaces_links_instead_of_following_them() {
     let (source, dest, outside) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -248,7 +286,7 @@ impl ContentHash for Hash {
 impl Observer for Log {
     fn hash(&self, stat: &Stat) -> Box<dyn ContentHash> {
         let mut hasher = Hasher::new();
-        hasher.update(format!("{}:", stat.linkname).as_bytes());
+        hasher.update([&stat.linkname[..], b":"].concat());
         Box::new(Hash(hasher))
     }
 
@@ -256,8 +294,8 @@ impl Observer for Log {
         let mut log = self.0.lock().unwrap();
         match change {
             Change::Written { stat, .. } if stat.path == "refuse" => return Err("refused".into()),
-            Change::Written { stat, digest } => log.insert(stat.path.clone(), Some(digest)),
-            Change::Removed { path } => log.insert(path.to_owned(), None),
+            Change::Written { stat, digest } => log.insert(path::display(&stat.path).into_owned(), Some(digest)),
+            Change::Removed { path } => log.insert(path::display(path).into_owned(), None),
         };
         Ok(())
     }
@@ -294,8 +332,10 @@ async fn only_details_travel_where_that_is_asked() {
     let (source, dest) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     make_source(source.path());
     fs::write(source.path().join(".fsutil-metadata"), "not from the peer").unwrap();
-    let options =
-        ReceiveOptions { metadata_only: Some(Arc::new(|path, _| path == "dir/sub/file")), ..ReceiveOptions::default() };
+    let options = ReceiveOptions {
+        metadata_only: Some(Arc::new(|path, _| path == b"dir/sub/file")),
+        ..ReceiveOptions::default()
+    };
     let seen = transfer(directory(source.path()), dest.path(), options).await.unwrap();
     assert_eq!(requests(&seen), 1);
     let got = stats(dest.path());
@@ -321,11 +361,11 @@ async fn many_files_pass_through_a_narrow_link() {
     let dest = tempfile::tempdir().unwrap();
     let mut files = Files::default();
     for dir in 0..20 {
-        files.insert(Stat { path: format!("d{dir:02}"), mode: mode::DIR | 0o755, ..Stat::default() }, "");
+        files.insert(Stat { path: format!("d{dir:02}").into(), mode: mode::DIR | 0o755, ..Stat::default() }, "");
         for file in 0..100 {
             let path = format!("d{dir:02}/f{file:02}");
             let size = if file % 10 == 0 { 100_000 } else { file };
-            files.insert(Stat { path, mode: 0o644, ..Stat::default() }, vec![file as u8; size]);
+            files.insert(Stat { path: path.into(), mode: 0o644, ..Stat::default() }, vec![file as u8; size]);
         }
     }
     let seen = transfer(Arc::new(files), dest.path(), ReceiveOptions::default()).await.unwrap();
@@ -347,7 +387,7 @@ async fn trees_side_by_side_and_over_each_other() {
     upper.insert(Stat { path: "zz".into(), mode: 0o600, ..Stat::default() }, "last");
     let overlaid: Arc<dyn Tree> = Arc::new(Overlaid { lower: directory(source.path()), upper });
     let mut both = Subdirectories::default();
-    let dir = |name: &str| Stat { path: name.into(), mode: mode::DIR | 0o755, ..Stat::default() };
+    let dir = |name: &'static str| Stat { path: name.into(), mode: mode::DIR | 0o755, ..Stat::default() };
     both.insert(dir("linux_amd64"), overlaid).unwrap();
     both.insert(dir("linux_arm64"), directory(source.path())).unwrap();
     assert!(both.insert(dir("linux_arm64"), directory(source.path())).is_err());
@@ -383,7 +423,8 @@ async fn progress_counts_bytes() {
 // ---- peers that break the rules
 
 fn announce(path: &str, mode: u32, linkname: &str) -> Packet {
-    let stat = Stat { path: path.into(), mode, linkname: linkname.into(), ..Stat::default() };
+    let (path, linkname) = (path.to_owned().into(), linkname.to_owned().into());
+    let stat = Stat { path, mode, linkname, ..Stat::default() };
     Packet { stat: Some(stat), ..Packet::default() }
 }
 
@@ -558,7 +599,7 @@ async fn a_file_that_cannot_be_read_is_an_error_on_both_sides() {
         fn walk(&self, visit: castor_fsutil::Visit<'_>) -> Result<(), castor_fsutil::WalkError> {
             visit(Stat { path: "file".into(), mode: 0o600, ..Stat::default() })
         }
-        fn open(&self, _: &str) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        fn open(&self, _: &[u8]) -> std::io::Result<Box<dyn std::io::Read + Send>> {
             Err(std::io::ErrorKind::PermissionDenied.into())
         }
     }

@@ -27,21 +27,6 @@ pub fn base(path: &str) -> &str {
     trimmed.rsplit('/').next().unwrap_or(trimmed)
 }
 
-/// Whether the path is a pattern.
-pub fn has_wildcard(path: &str) -> bool {
-    let mut chars = path.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => {
-                chars.next();
-            }
-            '*' | '?' | '[' => return true,
-            _ => {}
-        }
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +36,5 @@ mod tests {
         assert_eq!(absolute("../a//./b/../c/"), "/a/c");
         assert_eq!(absolute(""), "/");
         assert_eq!([base("a/b/"), base(""), base("//"), base("a")], ["b", ".", "/", "a"]);
-        assert!(has_wildcard("a*") && !has_wildcard("a\\*") && has_wildcard("[a]"));
     }
 }

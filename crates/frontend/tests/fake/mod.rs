@@ -92,11 +92,11 @@ impl Bridge for FakeBuild {
     }
 
     async fn read_dir(&self, _: &LazyRef, request: ReadDir) -> Result<Vec<Stat>, BridgeError> {
-        Ok(vec![Stat { path: request.path, ..Stat::default() }])
+        Ok(vec![Stat { path: request.path.into(), ..Stat::default() }])
     }
 
     async fn stat_file(&self, _: &LazyRef, path: &str) -> Result<Stat, BridgeError> {
-        Ok(Stat { path: path.into(), ..Stat::default() })
+        Ok(Stat { path: path.to_owned().into(), ..Stat::default() })
     }
 
     fn warn(&self, warning: Warning) {

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use castor_fsutil::{ParentMatches, Patterns, glob_match};
+use castor_fsutil::{ParentMatches, Patterns, glob_match, has_wildcards};
 use castor_llb::op::Copy;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec};
 use rustix::io::Errno;
@@ -89,7 +90,7 @@ fn keep_slash(path: &str) -> String {
 pub(super) fn wildcard_matches(tree: &Tree, pattern: &str, follow: bool) -> Result<Vec<PathBuf>, FileError> {
     let cleaned = crate::path::absolute(pattern);
     let parts: Vec<&str> = cleaned.split('/').filter(|part| !part.is_empty()).collect();
-    let Some(first) = parts.iter().position(|part| crate::path::has_wildcard(part)) else {
+    let Some(first) = parts.iter().position(|part| has_wildcards(part)) else {
         return Ok(vec![PathBuf::from(cleaned)]);
     };
     let prefix = PathBuf::from(format!("/{}", parts[..first].join("/")));
@@ -102,12 +103,11 @@ pub(super) fn wildcard_matches(tree: &Tree, pattern: &str, follow: bool) -> Resu
     if !is_dir(&stat) {
         return Ok(found);
     }
-    let mut stack = vec![(base.clone(), String::new(), 1)];
+    let mut stack = vec![(base.clone(), Vec::new(), 1)];
     while let Some((dir, below, level)) = stack.pop() {
         let fd = tree.open_dir(&dir)?;
         for name in names(&fd, &dir)? {
-            let text = name.to_string_lossy();
-            let relative = if below.is_empty() { text.into_owned() } else { format!("{below}/{text}") };
+            let relative = below_of(&below, &name);
             let path = dir.join(&name);
             if glob_match(&pattern, &relative).unwrap_or(false) {
                 found.push(path);
@@ -156,7 +156,7 @@ struct Entry<'e> {
     src_name: &'e OsStr,
     src_path: PathBuf,
     /// Path below the copied directory; empty for that itself.
-    relative: String,
+    relative: Vec<u8>,
     dst_name: &'e OsStr,
     dst_path: PathBuf,
     included: Option<&'e ParentMatches>,
@@ -234,7 +234,7 @@ impl<'a> Copier<'a> {
             src_dir: &src_dir,
             src_name: &src_name,
             src_path: source,
-            relative: String::new(),
+            relative: Vec::new(),
             dst_name: &dst_name,
             dst_path: target,
             included: None,
@@ -381,8 +381,7 @@ impl<'a> Copier<'a> {
                 dst_path: entry.dst_path.clone(),
             });
             for name in list {
-                let text = name.to_string_lossy();
-                let relative = if first { text.into_owned() } else { format!("{}/{text}", entry.relative) };
+                let relative = below_of(&entry.relative, &name);
                 self.entry(Entry {
                     src_dir: &src,
                     src_name: &name,
@@ -519,9 +518,17 @@ impl<'a> Copier<'a> {
     }
 }
 
+/// The path of a name in the directory `dir`, which is empty for the first.
+fn below_of(dir: &[u8], name: &OsStr) -> Vec<u8> {
+    match dir.is_empty() {
+        true => name.as_bytes().to_vec(),
+        false => [dir, b"/", name.as_bytes()].concat(),
+    }
+}
+
 fn matches(
     patterns: &Patterns,
-    path: &str,
+    path: &[u8],
     parent: Option<&ParentMatches>,
     what: &str,
 ) -> Result<(bool, ParentMatches), FileError> {

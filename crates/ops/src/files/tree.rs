@@ -147,7 +147,7 @@ impl Tree {
         let found = self.lookup(path)?;
         let Some(stat) = self.stat(&found)? else { return Err(FileError::at("lstat", path)(Errno::NOENT)) };
         let mut details = castor_fsutil::Stat {
-            path: found.file_name().map_or_else(|| "/".to_owned(), |name| name.to_string_lossy().into_owned()),
+            path: found.file_name().map_or_else(|| "/".into(), |name| name.as_bytes().to_vec().into()),
             mode: castor_fsutil::mode::from_unix(stat.st_mode),
             uid: stat.st_uid,
             gid: stat.st_gid,

@@ -153,7 +153,7 @@ pub fn file_inputs(op: &pb::FileOp, count: usize) -> Result<Vec<InputKey>, OpErr
 fn copied(copy: &pb::FileActionCopy) -> Selector {
     Selector {
         path: copy.src.clone(),
-        wildcard: copy.allow_wildcard && path::has_wildcard(&copy.src),
+        wildcard: copy.allow_wildcard && castor_fsutil::has_wildcards(&copy.src),
         follow_links: copy.follow_symlink,
         include_patterns: copy.include_patterns.clone(),
         exclude_patterns: copy.exclude_patterns.clone(),

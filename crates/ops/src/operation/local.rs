@@ -115,7 +115,7 @@ impl Local {
 fn metadata_filter(exceptions: &[String]) -> Result<StatFilter, OpError> {
     let patterns = Patterns::new(exceptions)
         .map_err(|error| OpError::Invalid(format!("invalid local.metadatatransferexclude: {error}")))?;
-    Ok(Arc::new(move |path: &str, _: &castor_fsutil::Stat| patterns.matches(path).unwrap_or(false)))
+    Ok(Arc::new(move |path: &[u8], _: &castor_fsutil::Stat| patterns.matches(path).unwrap_or(false)))
 }
 
 /// The status line of a transfer, at most ten times a second.

@@ -60,11 +60,12 @@ pub mod packet {
         }
     }
 }
-/// `mode` has the bits of Go's file mode, `modTime` is in nanoseconds.
+/// `mode` has the bits of Go's file mode, `modTime` is in nanoseconds. Paths are bytes here, which is the same on the wire
+/// as the text that others declare: names of files need not be UTF-8.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Stat {
-    #[prost(string, tag = "1")]
-    pub path: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub path: ::prost::bytes::Bytes,
     #[prost(uint32, tag = "2")]
     pub mode: u32,
     #[prost(uint32, tag = "3")]
@@ -75,8 +76,8 @@ pub struct Stat {
     pub size: i64,
     #[prost(int64, tag = "6")]
     pub mod_time: i64,
-    #[prost(string, tag = "7")]
-    pub linkname: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub linkname: ::prost::bytes::Bytes,
     #[prost(int64, tag = "8")]
     pub devmajor: i64,
     #[prost(int64, tag = "9")]

@@ -151,12 +151,12 @@ fn stat(item: &Item) -> Stat {
     };
     let permissions = if item.r#type == "symlink" { 0o777 } else { mode::from_unix(item.permissions()) };
     Stat {
-        path: item.path.clone(),
+        path: item.path.clone().into(),
         mode: kind | permissions,
         uid: item.uid,
         gid: item.gid,
         size: if item.r#type == "file" { item.bytes().len() as i64 } else { 0 },
-        linkname: item.link.clone(),
+        linkname: item.link.clone().into(),
         devmajor: item.major,
         devminor: item.minor,
         xattrs: item.xattrs().into_iter().map(|(name, value)| (name, value.into())).collect(),

@@ -38,7 +38,7 @@ impl Header {
             bits if bits & mode::NAMED_PIPE != 0 => FIFO,
             _ => REGULAR,
         };
-        let link = if kind == SYMLINK { stat.linkname.clone().into_bytes() } else { Vec::new() };
+        let link = if kind == SYMLINK { stat.linkname.to_vec() } else { Vec::new() };
         let xattrs = stat.xattrs.iter().map(|(name, value)| (name.clone().into_bytes(), value.to_vec()));
         Self {
             permissions: permissions(kind, mode::to_unix(stat.mode)),

@@ -52,9 +52,9 @@ impl Observer for HashObserver {
     fn changed(&self, change: Change<'_>) -> Result<(), String> {
         let mut state = self.hashes().lock();
         match change {
-            Change::Removed { path } => state.tree.remove(&key_of(path.as_bytes())),
+            Change::Removed { path } => state.tree.remove(&key_of(path)),
             Change::Written { stat, digest } => {
-                let key = key_of(stat.path.as_bytes());
+                let key = key_of(&stat.path);
                 if mode::is_dir(stat.mode) {
                     // One that was something else before has nothing in it; one that was a directory keeps its entries.
                     let listed = !matches!(state.tree.get(&key), Some(Entry::Directory { listed: false, .. }));
@@ -64,12 +64,12 @@ impl Observer for HashObserver {
                 // Whatever was below is gone.
                 state.tree.remove(&key);
                 if mode::is_symlink(stat.mode) {
-                    let target = stat.linkname.clone().into_bytes();
+                    let target = stat.linkname.to_vec();
                     state.tree.insert(key, Entry::Link { digest, target });
                 } else if mode::is_regular(stat.mode) && !stat.linkname.is_empty() {
                     // A hard link has the digest of what it leads to, which may come after it.
                     state.tree.insert(key.clone(), Entry::File { digest: None });
-                    state.hard_links.push((key, key_of(stat.linkname.as_bytes())));
+                    state.hard_links.push((key, key_of(&stat.linkname)));
                 } else {
                     state.tree.insert(key, Entry::File { digest: Some(digest) });
                 }

@@ -1,6 +1,6 @@
 //! From a path or a pattern to a digest, over what is known of a tree.
 
-use castor_fsutil::{ParentMatches, Patterns, glob_match};
+use castor_fsutil::{ParentMatches, Patterns, glob_match, has_wildcards};
 use castor_oci::{Digest, Hasher};
 
 use super::ChecksumOptions;
@@ -66,19 +66,7 @@ fn slash(byte: &u8) -> bool {
     *byte == b'/'
 }
 
-fn has_wildcards(text: &str) -> bool {
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => drop(chars.next()),
-            '*' | '?' | '[' => return true,
-            _ => {}
-        }
-    }
-    false
-}
-
-/// Text of a path, for patterns.
+/// Text of a path, for messages.
 fn text(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
@@ -104,7 +92,7 @@ impl Selection<'_> {
 
     fn attempt(&mut self, path: &str, options: &ChecksumOptions) -> Result<Digest, Failure> {
         if !options.wildcard && options.include_patterns.is_empty() && options.exclude_patterns.is_empty() {
-            return self.of_path(&clean(path), options.follow_links);
+            return self.of_path(clean(path).as_bytes(), options.follow_links);
         }
         let included = self.included(path, options)?;
         for required in &options.required_paths {
@@ -125,7 +113,7 @@ impl Selection<'_> {
         let mut hasher = Hasher::new();
         for one in included {
             let digest = if one.link && one.direct && options.follow_links {
-                self.of_path(&text(&path_of(&one.key)), true)?
+                self.of_path(&path_of(&one.key), true)?
             } else {
                 one.digest
             };
@@ -139,10 +127,10 @@ impl Selection<'_> {
     }
 
     /// The digest of the whole of what is at `path`.
-    fn of_path(&mut self, path: &str, follow: bool) -> Result<Digest, Failure> {
+    fn of_path(&mut self, path: &[u8], follow: bool) -> Result<Digest, Failure> {
         match self.resolve(path, follow)? {
             Some(key) => self.of_tree(&key),
-            None => Err(Failure::NotFound(path.to_owned())),
+            None => Err(Failure::NotFound(text(path))),
         }
     }
 
@@ -161,12 +149,12 @@ impl Selection<'_> {
     }
 
     /// The key that a cleaned path leads to, through links; the last link is followed only if told to.
-    fn resolve(&mut self, path: &str, follow_last: bool) -> Result<Option<Key>, Failure> {
+    fn resolve(&mut self, path: &[u8], follow_last: bool) -> Result<Option<Key>, Failure> {
         // What is still to be walked, the next component last.
         let split = |path: &[u8]| -> Vec<Vec<u8>> {
             path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).map(<[u8]>::to_vec).rev().collect()
         };
-        let mut rest = split(path.as_bytes());
+        let mut rest = split(path);
         let mut key = Key::new();
         let mut links = 0;
         while let Some(part) = rest.pop() {
@@ -189,7 +177,7 @@ impl Selection<'_> {
                 Some(Entry::Link { target, .. }) if follow_last || !rest.is_empty() => {
                     links += 1;
                     if links > MAX_LINKS {
-                        return Err(Failure::Invalid(format!("too many links on the way to {path:?}")));
+                        return Err(Failure::Invalid(format!("too many links on the way to {:?}", text(path))));
                     }
                     if target.first() == Some(&b'/') {
                         key.clear();
@@ -279,7 +267,7 @@ impl Selection<'_> {
             false => (pattern.clone(), None),
         };
         // Where a pattern begins, links are followed; what is asked for by its path may itself be one.
-        let Some(root) = self.resolve(&base, pattern.is_some())? else {
+        let Some(root) = self.resolve(base.as_bytes(), pattern.is_some())? else {
             // Nothing to select from is an empty selection. Whether there has to be something is for the operation to say.
             return Ok(Vec::new());
         };
@@ -328,8 +316,9 @@ impl Selection<'_> {
         let mut pending = Vec::new();
         self.push_children(&mut pending, &root)?;
         while let Some(key) = pending.pop() {
-            let relative = text(&path_of(&key[root.len()..])).trim_start_matches('/').to_owned();
-            let level = relative.split('/').count();
+            let path = path_of(&key[root.len()..]);
+            let relative = path.strip_prefix(b"/").unwrap_or(&path);
+            let level = relative.split(slash).count();
             if level > depth {
                 // Below a match, or it would not have been entered.
                 let matched = nth_component_end(&key[root.len()..], depth) + root.len();
@@ -339,7 +328,7 @@ impl Selection<'_> {
                 continue;
             }
             let prefix: Vec<_> = pattern.split('/').take(level).collect();
-            let fits = glob_match(&prefix.join("/"), &relative);
+            let fits = glob_match(&prefix.join("/"), relative);
             if !fits.map_err(|error| Failure::Invalid(format!("{error}: {pattern}")))? {
                 continue;
             }
@@ -367,9 +356,9 @@ impl Selection<'_> {
         while walk.parents.last().is_some_and(|parent| !is_below(key, &parent.included.key)) {
             walk.parents.pop();
         }
-        let candidate = text(&path_of(below)).trim_start_matches('/').to_owned();
+        let path = path_of(below);
         let parent = walk.parents.last();
-        let verdict = walk.rules.verdict(&candidate, parent)?;
+        let verdict = walk.rules.verdict(path.strip_prefix(b"/").unwrap_or(&path), parent)?;
         let (digest, directory, link) = match self.tree.get(key) {
             Some(Entry::Directory { header, .. }) => (*header, true, false),
             Some(Entry::Link { digest, .. }) => (*digest, false, true),
@@ -436,7 +425,7 @@ struct Verdict {
 }
 
 impl Rules {
-    fn verdict(&self, candidate: &str, parent: Option<&Parent>) -> Result<Verdict, Failure> {
+    fn verdict(&self, candidate: &[u8], parent: Option<&Parent>) -> Result<Verdict, Failure> {
         let bad = |error: castor_fsutil::BadPattern| Failure::Invalid(error.to_string());
         let mut verdict = Verdict { counts: true, ..Verdict::default() };
         if let Some(include) = &self.include {
