@@ -7,7 +7,7 @@
 //!
 //! The image is derived: it is named by the list (and this module's [`VERSION`]) and may be deleted at any time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::source::LayerId;
 use crate::tree::{Inode, Kind, Tree};
 
 /// Part of every image's name: raise it when the same list gives another image.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Symlinks followed for one implied directory.
 const MAX_LINKS: u32 = 40;
@@ -58,6 +58,7 @@ pub(crate) fn build(layers: &[&Tree], digest: Digest, base: Base, path: &Path) -
         };
         merge.apply(tree, device)?;
     }
+    merge.mark()?;
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&digest.as_bytes()[..16]);
     // Version 8, variant 1: a UUID of the maker's own making.
@@ -85,19 +86,27 @@ struct Merge {
     base: Base,
     /// The directory that each directory is in.
     parents: HashMap<NodeId, NodeId>,
+    /// Directories that hide all below them, in a stacked image.
+    opaque: HashSet<NodeId>,
+    /// Directories with whiteouts, in a stacked image.
+    hiding: HashSet<NodeId>,
 }
 
 impl Merge {
     fn new(base: Base) -> Self {
         let image = Image::new(Attributes { mode: 0o755, ..Attributes::default() });
-        Self { image, base, parents: HashMap::new() }
+        Self { image, base, parents: HashMap::new(), opaque: HashSet::new(), hiding: HashSet::new() }
     }
 
     /// Puts a layer on top.
     fn apply(&mut self, tree: &Tree, device: u16) -> Result<(), String> {
         let opaque = self.hide(tree)?;
         self.add(tree, device)?;
-        self.mark_opaque(tree, &opaque)
+        if self.base == Base::Stacked {
+            let nodes: Vec<NodeId> = opaque.iter().filter_map(|directory| self.find(tree, *directory)).collect();
+            self.opaque.extend(nodes);
+        }
+        Ok(())
     }
 
     /// Takes away what the layer's whiteouts hide of those below it; returns its opaque directories, by name.
@@ -124,7 +133,7 @@ impl Merge {
                         self.image.unlink(parent, hidden);
                     }
                 }
-                Whiteout::No if is_whiteout_device(&inode) => {
+                Whiteout::No if inode.is_whiteout() => {
                     if let Some(parent) = parent {
                         self.image.unlink(parent, name.bytes);
                     }
@@ -161,7 +170,7 @@ impl Merge {
                 }
                 Whiteout::Opaque | Whiteout::Metadata | Whiteout::Malformed => continue,
             }
-            if is_whiteout_device(&inode) {
+            if inode.is_whiteout() {
                 self.leave_whiteout(parent, name.bytes)?;
                 continue;
             }
@@ -193,13 +202,14 @@ impl Merge {
             }
             return Ok(node);
         }
-        let mut xattrs = storable(tree.xattrs(inode.xattrs));
-        // A whiteout left for overlayfs gives way to the directory, which must go on hiding what is below.
-        if self.image.lookup(parent, name).is_some_and(|node| self.image.body(node) == Body::WHITEOUT) {
-            xattrs.push((b"trusted.overlay.opaque", b"y"));
-        }
+        let xattrs = storable(tree.xattrs(inode.xattrs));
+        let replaced = self.image.lookup(parent, name);
         let node =
             self.image.insert(parent, name, &attributes(inode), &Body::Directory, xattrs).map_err(|e| e.to_string())?;
+        // What the directory takes the place of, be it a whiteout, hid what is below, and the directory goes on hiding it.
+        if self.base == Base::Stacked && replaced.is_some() {
+            self.opaque.insert(node);
+        }
         self.parents.insert(node, parent);
         Ok(node)
     }
@@ -264,24 +274,26 @@ impl Merge {
         if self.base == Base::Ground || self.image.lookup(parent, hidden).is_some() {
             return Ok(());
         }
+        self.hiding.insert(parent);
         let none: [(&[u8], &[u8]); 0] = [];
         self.image.insert(parent, hidden, &Attributes::default(), &Body::WHITEOUT, none).map_err(|e| e.to_string())?;
         Ok(())
     }
 
-    /// In a stacked image: keeps opaque marks for overlayfs.
-    fn mark_opaque(&mut self, tree: &Tree, opaque: &[u32]) -> Result<(), String> {
-        if self.base == Base::Ground {
-            return Ok(());
-        }
-        for directory in opaque {
-            let Some(node) = self.find(tree, *directory) else { continue };
-            let attributes = self.image.attributes(node);
-            let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> =
-                self.image.xattrs(node).map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
-            xattrs.retain(|(name, _)| name != b"trusted.overlay.opaque");
-            xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
-            self.image.set_attributes(node, &attributes, xattrs).map_err(|e| e.to_string())?;
+    /// In a stacked image: marks directories for overlayfs, once no layer can change their attributes any more.
+    fn mark(&mut self) -> Result<(), String> {
+        // A directory that may have come from below is one in which whiteouts are looked for: in others they are listed.
+        let marks = [(&self.opaque, b"opaque".as_slice(), b"y".as_slice()), (&self.hiding, b"origin", b"")];
+        for (nodes, what, value) in marks {
+            let key = [b"trusted.overlay.", what].concat();
+            for node in nodes {
+                let attributes = self.image.attributes(*node);
+                let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> =
+                    self.image.xattrs(*node).map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+                xattrs.retain(|(name, _)| *name != key);
+                xattrs.push((key.clone(), value.to_vec()));
+                self.image.set_attributes(*node, &attributes, xattrs).map_err(|e| e.to_string())?;
+            }
         }
         Ok(())
     }
@@ -298,10 +310,6 @@ impl Merge {
         let parent = self.find(tree, entry.parent)?;
         self.below(parent, entry.bytes, true)
     }
-}
-
-fn is_whiteout_device(inode: &Inode) -> bool {
-    inode.kind == Kind::CharDevice && inode.value == 0
 }
 
 fn attributes(inode: &Inode) -> Attributes {

@@ -33,6 +33,15 @@ pub enum LayerState {
     Complete,
 }
 
+/// What of a layer means something only on the layers that it was made on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reliance {
+    /// It hides things, which are meant to be those layers'.
+    pub hides: bool,
+    /// It has entries in directories of which it does not say how they are.
+    pub implies: bool,
+}
+
 /// How far a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
@@ -161,6 +170,11 @@ impl Layer {
             waiting: core.counters.waiting(),
             chunks: fetcher.map_or((0, 0), |fetcher| fetcher.presence().count()),
         }
+    }
+
+    /// How far what it does depends on the layers that it was made on. Says nothing before it is [`ready`](Self::ready).
+    pub fn reliance(&self) -> Reliance {
+        self.core.object.get().map(|object| object.tree.reliance()).unwrap_or_default()
     }
 
     /// Waits until it can be mounted: for a lazy layer at once, for an eager one when all bytes are here and verified.

@@ -41,7 +41,7 @@ mod unpack;
 pub use engine::{Config, LayerEngine};
 pub use error::{LayerError, ReadError};
 pub use image_tree::ImageTree;
-pub use layer::{Layer, LayerState, Progress};
+pub use layer::{Layer, LayerState, Progress, Reliance};
 pub use mode::{Mode, Modes};
 pub use open::{NOT_ASKED, Verification};
 pub use opener::{RegistryOpener, external_toc};

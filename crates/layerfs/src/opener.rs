@@ -28,7 +28,7 @@ impl RegistryOpener {
 }
 
 fn error(error: &castor_registry::Error) -> FetchError {
-    FetchError { message: with_sources(error).into(), transient: false }
+    FetchError { denied: error.is_auth(), ..FetchError::new(with_sources(error)) }
 }
 
 #[async_trait]

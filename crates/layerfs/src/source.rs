@@ -94,12 +94,19 @@ pub struct FetchError {
     pub message: Arc<str>,
     /// Whether it may succeed when tried again soon.
     pub transient: bool,
+    /// Whether whoever asked is not allowed to, which another may be.
+    pub denied: bool,
 }
 
 impl FetchError {
     /// An error that says `message`.
     pub fn new(message: impl Into<Arc<str>>) -> Self {
-        Self { message: message.into(), transient: false }
+        Self { message: message.into(), transient: false, denied: false }
+    }
+
+    /// An error that may pass.
+    pub fn transient(message: impl Into<Arc<str>>) -> Self {
+        Self { transient: true, ..Self::new(message) }
     }
 }
 

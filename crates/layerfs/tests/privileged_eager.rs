@@ -138,7 +138,7 @@ async fn privileged_a_download_that_nobody_wants_ends() {
     let again = bench.engine.layer(source.layer(Lazy::Never), &Reporter::discard()).await.unwrap();
     assert!(std::sync::Arc::ptr_eq(&layer, &again));
     drop((layer, again));
-    bench.scope.close(std::time::Duration::from_secs(10)).await.unwrap();
+    bench.scope.close(std::time::Duration::from_secs(300)).await.unwrap();
     let left: Vec<_> = std::fs::read_dir(bench.root.join("layers/layers")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }

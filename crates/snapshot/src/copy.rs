@@ -38,8 +38,11 @@ impl DirSink {
             Change::Delete(path) => {
                 self.parents(&path)?;
                 let at = self.dir.join(&path);
-                mknodat(CWD, &at, FileType::CharacterDevice, Mode::empty(), 0)
-                    .map_err(|e| SnapshotError::io("create whiteout", &at, e.into()))
+                let failed = |e: rustix::io::Errno| SnapshotError::io("create whiteout", &at, e.into());
+                mknodat(CWD, &at, FileType::CharacterDevice, Mode::empty(), 0).map_err(failed)?;
+                // Overlayfs looks for whiteouts where something may have come from below; elsewhere it would list them.
+                let directory = at.parent().unwrap_or(&self.dir);
+                lsetxattr(directory, c"trusted.overlay.origin", b"", XattrFlags::empty()).map_err(failed)
             }
             Change::Same { .. } => Ok(()),
             Change::Put { path, meta, source } => {

@@ -18,4 +18,4 @@ pub use differ::LocalDiffer;
 pub use error::SnapshotError;
 pub use local::LocalSnapshotter;
 pub use mounts::Mounts;
-pub use traits::{DiffId, DiffStats, Differ, Element, Info, Kind, SnapshotId, Snapshotter, Usage};
+pub use traits::{Bases, DiffId, DiffStats, Differ, Element, Info, Kind, SnapshotId, Snapshotter, Usage};

@@ -29,7 +29,7 @@ use crate::differ::{Comparison, Scratch, single_change};
 use crate::error::SnapshotError;
 use crate::mounts::{ActiveDir, ActiveMounts, Mounts, Part};
 use crate::record::{Diff, Flat, State, list_digest};
-use crate::traits::{DiffId, Element, Info, Kind, SnapshotId, Snapshotter, Usage};
+use crate::traits::{Bases, DiffId, Element, Info, Kind, SnapshotId, Snapshotter, Usage};
 use crate::walk;
 
 /// Above this many lowers, the lowest diffs are flattened into one.
@@ -336,14 +336,22 @@ impl LocalSnapshotter {
         Ok(id)
     }
 
-    /// The elements of `list` with every diff that is bound to another base than it has there, or would hide more than it
-    /// did on its own, replaced by one that stands for itself.
-    async fn unbound(&self, list: Vec<Element>) -> Result<Vec<Element>, SnapshotError> {
+    /// The elements of `list` with every diff or layer that is bound to another base than it has there, or would hide more
+    /// than it did on its own, replaced by a diff that stands for itself; with `anywhere`, also where it would so above
+    /// other things.
+    async fn unbound(&self, list: Vec<Element>, bases: &Bases, anywhere: bool) -> Result<Vec<Element>, SnapshotError> {
         let mut result: Vec<Element> = Vec::with_capacity(list.len());
         for element in list {
-            let Element::Diff(id) = element else {
-                result.push(element);
-                continue;
+            let id = match element {
+                Element::Diff(id) => id,
+                Element::Layer(id) => {
+                    let own = match bases.get(&id) {
+                        Some(base) => self.layer_apart(id, base, &result, anywhere).await?,
+                        None => None,
+                    };
+                    result.push(own.map_or(element, Element::Diff));
+                    continue;
+                }
             };
             let diff = self.state.lock().diffs.get(&id).cloned().unwrap_or_default();
             let elsewhere = diff.bound && diff.base != result;
@@ -355,6 +363,29 @@ impl LocalSnapshotter {
             }
         }
         Ok(result)
+    }
+
+    /// What stands for a layer above `below`, where it would not do what it does on `base`: BuildKit compares each layer of
+    /// an image with those below it in the image before it is merged with others.
+    async fn layer_apart(
+        &self,
+        layer: LayerId,
+        base: &[LayerId],
+        below: &[Element],
+        anywhere: bool,
+    ) -> Result<Option<DiffId>, SnapshotError> {
+        let base: Vec<Element> = base.iter().copied().map(Element::Layer).collect();
+        if base == below {
+            return Ok(None);
+        }
+        let Some(object) = self.engine.existing(layer).await? else { return Ok(None) };
+        object.ready().await?;
+        let reliance = object.reliance();
+        let hides_others = reliance.hides && (anywhere || !below.is_empty());
+        if hides_others || reliance.implies && !below.ends_with(&base) {
+            return Ok(Some(self.rewrite(&base, &[Element::Layer(layer)]).await?));
+        }
+        Ok(None)
     }
 
     /// Mounts two lists for comparison.
@@ -390,6 +421,13 @@ impl LocalSnapshotter {
         }
     }
 
+    async fn put_list(&self, id: &SnapshotId, elements: Vec<Element>) -> Result<(), SnapshotError> {
+        if self.exists(id, &elements)? {
+            return Ok(());
+        }
+        self.put(id, Info { kind: Kind::Committed, elements, parent: None }).await
+    }
+
     async fn put(&self, id: &SnapshotId, info: Info) -> Result<(), SnapshotError> {
         let mut batch = Batch::new();
         self.state.lock().put(id, info, &mut batch);
@@ -418,6 +456,16 @@ fn last_of_each(elements: &[Element]) -> Vec<Element> {
     let mut kept: Vec<Element> = elements.iter().rev().filter(|element| seen.insert(**element)).copied().collect();
     kept.reverse();
     kept
+}
+
+/// The bases of the layers that `elements` begin with, which are one image's.
+fn bases_in(elements: &[Element]) -> Bases {
+    let layers = elements.iter().map_while(|element| match element {
+        Element::Layer(id) => Some(*id),
+        Element::Diff(_) => None,
+    });
+    let layers: Vec<LayerId> = layers.collect();
+    layers.iter().enumerate().map(|(count, id)| (*id, layers[..count].to_vec())).collect()
 }
 
 fn kind_name(kind: Kind) -> &'static str {
@@ -467,13 +515,10 @@ async fn sync_root(root: &Path) -> Result<(), SnapshotError> {
 
 #[async_trait]
 impl Snapshotter for LocalSnapshotter {
-    async fn create(&self, id: &SnapshotId, elements: &[Element]) -> Result<(), SnapshotError> {
+    async fn create(&self, id: &SnapshotId, elements: &[Element], bases: &Bases) -> Result<(), SnapshotError> {
         let _pins = self.pin(elements);
-        let elements = self.unbound(last_of_each(elements)).await?;
-        if self.exists(id, &elements)? {
-            return Ok(());
-        }
-        self.put(id, Info { kind: Kind::Committed, elements, parent: None }).await
+        let elements = self.unbound(last_of_each(elements), bases, false).await?;
+        self.put_list(id, elements).await
     }
 
     async fn prepare(&self, id: &SnapshotId, parent: Option<&SnapshotId>) -> Result<(), SnapshotError> {
@@ -556,11 +601,13 @@ impl Snapshotter for LocalSnapshotter {
     }
 
     async fn merge(&self, id: &SnapshotId, parts: &[SnapshotId]) -> Result<(), SnapshotError> {
-        let mut elements = Vec::new();
+        let (mut elements, mut bases) = (Vec::new(), Bases::new());
         for part in parts {
-            elements.extend(self.elements(part)?);
+            let part = self.elements(part)?;
+            bases.extend(bases_in(&part));
+            elements.extend(part);
         }
-        self.create(id, &elements).await
+        self.create(id, &elements, &bases).await
     }
 
     async fn slice(
@@ -573,7 +620,8 @@ impl Snapshotter for LocalSnapshotter {
         let above = self.elements(upper)?;
         let Some(rest) = above.strip_prefix(below.as_slice()) else { return Ok(false) };
         let _pins = self.pin(&above);
-        self.create(id, rest).await?;
+        let elements = self.unbound(last_of_each(rest), &bases_in(&above), true).await?;
+        self.put_list(id, elements).await?;
         Ok(true)
     }
 

@@ -1,5 +1,6 @@
 //! The worker traits of snapshots.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
 
@@ -54,6 +55,9 @@ pub enum Element {
     Diff(DiffId),
 }
 
+/// The layers that layers of an image were made on: the others of their image below them, lowest first.
+pub type Bases = BTreeMap<LayerId, Vec<LayerId>>;
+
 /// What a snapshot may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -91,9 +95,10 @@ pub struct Usage {
 #[async_trait]
 pub trait Snapshotter: Send + Sync {
     /// Makes a committed snapshot of `elements`, lowest first. The layers' objects must be known to the engine; nothing
-    /// is fetched. Of equal elements the last counts, and diffs that were made on something else do here what they did
-    /// there. The same list under the same name is no error.
-    async fn create(&self, id: &SnapshotId, elements: &[Element]) -> Result<(), SnapshotError>;
+    /// is fetched, but what has to be made anew. Of equal elements the last counts, and diffs that were made on something
+    /// else do here what they did there; so do layers of which `bases` says what they were made on. The same list under the
+    /// same name is no error.
+    async fn create(&self, id: &SnapshotId, elements: &[Element], bases: &Bases) -> Result<(), SnapshotError>;
 
     /// Makes an active snapshot on `parent` (on nothing: empty).
     async fn prepare(&self, id: &SnapshotId, parent: Option<&SnapshotId>) -> Result<(), SnapshotError>;

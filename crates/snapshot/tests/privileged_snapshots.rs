@@ -113,17 +113,135 @@ async fn privileged_lists_are_merged_and_sliced() {
     assert_eq!(names(&diff), ["d", "d/f", "d/new"]);
     assert_eq!(diff[1].1, "base");
 
-    // On top of another image; below a layer with a whiteout.
+    // On top of another image; below a layer with a whiteout, which names nothing that its own image has.
     bench.step("scratch", None, |root| fs::write(root.join("keep"), "mine").unwrap()).await;
     bench.snapshots.merge(&id("merged"), &[id("scratch"), id("diff"), id("other")]).await.unwrap();
     let merged = bench.files("merged").await;
-    assert_eq!(names(&merged), ["d", "d/new", "d/other", "link"]);
+    assert_eq!(names(&merged), ["d", "d/f", "d/new", "d/other", "link"]);
 
     // The same part twice: the last counts.
     bench.snapshots.merge(&id("twice"), &[id("changed"), id("base"), id("changed")]).await.unwrap();
     let twice = bench.files("twice").await;
     assert_eq!(names(&twice), ["d", "d/f", "d/new"]);
     assert_eq!(twice[1].1, "base");
+    bench.close().await;
+}
+
+/// What BuildKit shows of the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_layers_hide_only_what_their_own_image_has() {
+    let bench = Bench::new().await;
+    let layer = |names: &[&str]| {
+        let files: Vec<_> = names.iter().map(|name| (*name, name.as_bytes())).collect();
+        let files: Vec<(&str, &[u8])> =
+            files.into_iter().map(|(name, data)| (name, if name.ends_with('/') { b"" } else { data })).collect();
+        Source::new(&files, false)
+    };
+    let first = layer(&["d/", "d/old", "keep", "w", "sub/", "sub/deep/", "sub/deep/x"]);
+    let second = layer(&[
+        "d/",
+        "d/.wh..wh..opq",
+        "d/new",
+        ".wh.w",
+        "e/",
+        "e/.wh..wh..opq",
+        "e/new",
+        ".wh.nothing",
+        "sub/",
+        "sub/.wh..wh..opq",
+    ]);
+    let third = layer(&["keep2", "sub/deep/y"]);
+    let one = layer(&["d/", "d/.wh..wh..opq", "d/b", ".wh.first"]);
+    bench.image("img", &[first.clone(), second.clone(), third], Lazy::Never).await;
+    bench.image("two", &[first.clone(), second], Lazy::Never).await;
+    bench.image("low", &[first], Lazy::Never).await;
+    bench.image("one", &[one], Lazy::Never).await;
+    bench
+        .step("foreign", None, |root| {
+            let names =
+                ["d/old", "d/mine", "e/mine", "w", "nothing", "first", "sub/deep/x", "sub/deep/mine", "sub/mine"];
+            for name in names {
+                fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+                fs::write(root.join(name), "m").unwrap();
+            }
+        })
+        .await;
+    for (name, upper) in [("two-low", "two"), ("img-low", "img")] {
+        assert!(bench.snapshots.slice(&id(name), Some(&id("low")), &id(upper)).await.unwrap());
+    }
+    bench.step("else", None, |root| fs::write(root.join("z"), "z").unwrap()).await;
+    let cases: [(&[&str], &[&str]); 7] = [
+        // What hides nothing there is not seen either.
+        (&["else", "two-low"], &["d", "d/new", "e", "e/new", "sub", "z"]),
+        (
+            &["foreign", "img"],
+            &[
+                "d",
+                "d/mine",
+                "d/new",
+                "e",
+                "e/mine",
+                "e/new",
+                "first",
+                "keep",
+                "keep2",
+                "nothing",
+                "sub",
+                "sub/deep",
+                "sub/deep/y",
+                "sub/mine",
+            ],
+        ),
+        (
+            &["foreign", "one"],
+            &[
+                "d",
+                "d/b",
+                "d/mine",
+                "d/old",
+                "e",
+                "e/mine",
+                "first",
+                "nothing",
+                "sub",
+                "sub/deep",
+                "sub/deep/mine",
+                "sub/deep/x",
+                "sub/mine",
+                "w",
+            ],
+        ),
+        (&["low", "one"], &["d", "d/b", "d/old", "keep", "sub", "sub/deep", "sub/deep/x", "w"]),
+        (&["img-low"], &["d", "d/new", "e", "e/new", "keep2", "sub", "sub/deep", "sub/deep/y"]),
+        (
+            &["foreign", "two-low"],
+            &["d", "d/mine", "d/new", "e", "e/mine", "e/new", "first", "nothing", "sub", "sub/mine"],
+        ),
+        (
+            &["foreign", "img-low"],
+            &[
+                "d",
+                "d/mine",
+                "d/new",
+                "e",
+                "e/mine",
+                "e/new",
+                "first",
+                "keep2",
+                "nothing",
+                "sub",
+                "sub/deep",
+                "sub/deep/y",
+                "sub/mine",
+            ],
+        ),
+    ];
+    for (number, (parts, expected)) in cases.into_iter().enumerate() {
+        let parts: Vec<_> = parts.iter().map(|part| id(part)).collect();
+        let name = format!("case{number}");
+        bench.snapshots.merge(&id(&name), &parts).await.unwrap();
+        assert_eq!(names(&bench.files(&name).await), expected, "{parts:?}");
+    }
     bench.close().await;
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use castor_content::{Blob, Resource};
-use castor_layerfs::{BlobOpener, FetchError, Layer, LayerSource, LayerState, Lazy, Priority, RangeBody};
+use castor_layerfs::{BlobOpener, FetchError, Layer, LayerSource, LayerState, Lazy, Priority, RangeBody, Reliance};
 use castor_oci::Digest;
 use castor_progress::Timestamp;
-use castor_snapshot::{Element, SnapshotId};
+use castor_snapshot::{Bases, Element, SnapshotId};
 use castor_solver::Cx;
 use futures::StreamExt as _;
 use futures::future::try_join_all;
@@ -277,11 +277,34 @@ impl ImmutableRef {
         let list: Vec<_> = elements.iter().map(|element| format!("{element:?}")).collect();
         let name = format!("{}-{}", rec.id, &Digest::of(list.join("\n")).hex()[..16]);
         let id = SnapshotId::new(name.as_str());
-        self.inner.config.snapshotter.create(&id, &elements).await?;
+        let bases = self.bases(&parts, &elements, cx).await?;
+        self.inner.config.snapshotter.create(&id, &elements, &bases).await?;
         if !rec.row.lock().snapshots.contains(&name) {
             self.inner.records.change(rec, |row| row.snapshots.push(name));
         }
         Ok(id)
+    }
+
+    /// What those layers of images were made on that are not on it here: parts of images, and images above other things.
+    async fn bases(&self, parts: &[Part], elements: &[Element], cx: &Cx) -> Result<Bases, StoreError> {
+        let mut bases = Bases::new();
+        for (index, (part, element)) in parts.iter().zip(elements).enumerate() {
+            let (PartKind::Image(_), Element::Layer(id)) = (&part.kind, element) else { continue };
+            let image = part.record.part_ids();
+            if parts[..=index].iter().map(|part| part.record.id()).eq(image.iter().map(RecordId::as_str)) {
+                continue;
+            }
+            let object = self.inner.config.engine.existing(*id).await?;
+            let reliance = object.map_or(Reliance::default(), |object| object.reliance());
+            // At the bottom there is nothing that it could hide.
+            if !reliance.implies && (index == 0 || !reliance.hides) {
+                continue;
+            }
+            let layers = part.record.layers(cx).await?;
+            try_join_all(layers.iter().map(|layer| layer.ready())).await?;
+            bases.insert(*id, layers.iter().map(|layer| layer.id()).filter(|below| below != id).collect());
+        }
+        Ok(bases)
     }
 
     async fn element(&self, part: &Part, cx: &Cx) -> Result<Element, StoreError> {
@@ -325,7 +348,7 @@ impl ImmutableRef {
             Some(Body::Slice { upper: None, .. }) => {
                 // All of the lower one is gone: that has to be compared with something.
                 let nothing = SnapshotId::new("nothing");
-                self.inner.config.snapshotter.create(&nothing, &[]).await?;
+                self.inner.config.snapshotter.create(&nothing, &[], &Bases::new()).await?;
                 Some(nothing)
             }
             _ => Box::pin(self.snapshot(cx)).await?,

@@ -118,5 +118,5 @@ impl Openers {
 }
 
 fn cut(from: &str, at: u64) -> FetchError {
-    FetchError { message: format!("the answer of {from} ended at byte {at}").into(), transient: true }
+    FetchError::transient(format!("the answer of {from} ended at byte {at}"))
 }

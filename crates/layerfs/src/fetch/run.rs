@@ -313,7 +313,7 @@ impl Inner {
     }
 
     fn too_late(&self) -> FetchError {
-        FetchError { message: format!("no answer within {:?}", self.deadline).into(), transient: true }
+        FetchError::transient(format!("no answer within {:?}", self.deadline))
     }
 
     async fn request(&self, range: Range<u64>, priority: Priority) -> Result<(RangeBody, String), FetchError> {

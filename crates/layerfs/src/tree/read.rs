@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use castor_archive::Timestamp;
+use castor_archive::layer::{Whiteout, whiteout};
 use castor_oci::Digest;
 
 use super::{CHUNK, HEADER, INODE, MAGIC, NAME, SET, VERSION, VERSION_UNVERIFIED};
+use crate::layer::Reliance;
 use crate::map::Map;
 
 /// A mapped `tree`. Numbers that point outside of it read as empty; [`Tree::open`] has checked those of whole tables.
@@ -61,6 +63,13 @@ pub(crate) struct Inode {
     pub chunks: (u32, u32),
     pub xattrs: u32,
     pub links: u32,
+}
+
+impl Inode {
+    /// Whether it is what overlayfs takes for a whiteout.
+    pub(crate) fn is_whiteout(&self) -> bool {
+        self.kind == Kind::CharDevice && self.value == 0
+    }
 }
 
 /// A name.
@@ -127,6 +136,18 @@ impl Tree {
 
     pub(crate) fn inodes(&self) -> u32 {
         self.header.inodes
+    }
+
+    /// What of it means something only on other layers.
+    pub(crate) fn reliance(&self) -> Reliance {
+        let mut found = Reliance::default();
+        for number in 1..self.names() {
+            let name = self.name(number);
+            let inode = self.inode(name.inode);
+            found.hides |= matches!(whiteout(name.bytes), Whiteout::Opaque | Whiteout::Name(_)) || inode.is_whiteout();
+            found.implies |= inode.implied;
+        }
+        found
     }
 
     pub(crate) fn names(&self) -> u32 {

@@ -231,7 +231,7 @@ impl BlobOpener for Source {
         {
             *left -= 1;
             bytes.truncate(*after);
-            transient = Some(Err(FetchError { message: "connection reset".into(), transient: true }));
+            transient = Some(Err(FetchError::transient("connection reset")));
         }
         self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let pieces: Vec<Result<Bytes, FetchError>> =

@@ -62,7 +62,7 @@ impl Bench {
 
     pub async fn restart(mut self) -> Self {
         self.engine.shutdown().await;
-        self.scope.close(std::time::Duration::from_secs(10)).await.unwrap();
+        self.scope.close(std::time::Duration::from_secs(300)).await.unwrap();
         self.db.flush().await.unwrap();
         let (root, dir) = (self.root.clone(), self.dir.take());
         drop(self);
@@ -71,7 +71,7 @@ impl Bench {
 
     pub async fn close(self) {
         self.engine.shutdown().await;
-        self.scope.close(std::time::Duration::from_secs(10)).await.unwrap();
+        self.scope.close(std::time::Duration::from_secs(300)).await.unwrap();
         let root = self.root.clone();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(root.to_str().unwrap()), "left mounted: {mounts}");
@@ -127,7 +127,7 @@ impl Bench {
             ids.push(layer.id());
         }
         let elements: Vec<_> = ids.iter().map(|layer| castor_snapshot::Element::Layer(*layer)).collect();
-        self.snapshots.create(&id(name), &elements).await.unwrap();
+        self.snapshots.create(&id(name), &elements, &castor_snapshot::Bases::new()).await.unwrap();
         ids
     }
 }
