@@ -168,17 +168,44 @@ async fn privileged_a_failed_step_says_which_and_leaves_nothing() {
     lab.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn privileged_a_lazy_layer_is_read_in_parts_and_its_errors_are_named() {
-    let registry = Registry::start().await;
-    // Does not compress, so that a part is a part.
+/// Bytes that do not compress, so that a part is a part.
+fn incompressible(length: usize) -> Vec<u8> {
     let mut number = 1u64;
-    let big: Vec<u8> = (0..2 << 20)
+    (0..length)
         .map(|_| {
             number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             u8::try_from(number >> 56).unwrap()
         })
-        .collect();
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_was_made_on_unverified_layers_is_not_found_by_the_manifest() {
+    let registry = Registry::start().await;
+    let files = [File::new("small", "s"), File::new("big", incompressible(2 << 20))];
+    let reference = ImageBuilder::new().layer(&files, Form::Estargz).build().put(&registry, "lazy:1");
+    let lab = Lab::new(Lazy::Prefer).await;
+    let stepped = image(&reference).run(run("copy /small /x"));
+    let state = stepped.root();
+    let runs = || lab.commands.runs.load(Ordering::SeqCst);
+    for _ in 0..2 {
+        lab.build(state).await.0.unwrap();
+        assert_eq!(runs(), 1, "who sees the same layers in the same way is served");
+    }
+    // Whoever has the layers verified before they are used must not be given what was seen through their tables.
+    let (result, _) = lab.build_as(state, &[], &[("lazy", "never")]).await;
+    result.unwrap();
+    assert_eq!(runs(), 2);
+    let (result, _) = lab.build_as(state, &[], &[("lazy", "never")]).await;
+    result.unwrap();
+    assert_eq!(runs(), 2, "what was made on verified layers has BuildKit's key");
+    lab.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_lazy_layer_is_read_in_parts_and_its_errors_are_named() {
+    let registry = Registry::start().await;
+    let big = incompressible(2 << 20);
     let files = [File::new("small", "s"), File::new("big", big), File::new("other", "o")];
     let built = ImageBuilder::new().layer(&files, Form::Estargz).build();
     let reference = built.put(&registry, "lazy:1");
@@ -248,7 +275,7 @@ async fn privileged_frontends_look_into_results_and_at_sources() {
     let error = lab.worker.read_file(&cx, &result, missing).await.unwrap_err();
     assert_eq!(error.message, "open etc/none: no such file or directory");
     let read = ReadDir { path: "/etc".into(), include_pattern: "p*".into() };
-    let names: Vec<String> =
+    let names: Vec<_> =
         lab.worker.read_dir(&cx, &result, read).await.unwrap().into_iter().map(|stat| stat.path).collect();
     assert_eq!(names, ["passwd"]);
     drop(result);

@@ -122,7 +122,7 @@ async fn privileged_merges_and_diffs_move_lists_and_differences_keep_whiteouts()
 }
 
 fn stat(path: &str, text: &str) -> Stat {
-    Stat { path: path.into(), mode: 0o644, size: text.len() as i64, ..Stat::default() }
+    Stat { path: path.to_owned().into(), mode: 0o644, size: text.len() as i64, ..Stat::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,7 +148,7 @@ async fn privileged_a_context_is_kept_hashed_as_it_comes_and_written_to_again() 
             observer.changed(Change::Written { stat: &stat, digest: hash.finish() }).unwrap();
         }
         for path in removed {
-            observer.changed(Change::Removed { path }).unwrap();
+            observer.changed(Change::Removed { path: path.as_bytes() }).unwrap();
         }
         target.retain_as("context").await.unwrap();
         target.freeze().await.unwrap()
@@ -231,7 +231,7 @@ async fn privileged_cache_mounts_are_shared_private_or_one_after_the_other() {
     assert!(!waiting.is_finished());
     let locked = first.id().to_owned();
     drop(first);
-    let second = tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    let second = tokio::time::timeout(lab::ground::PATIENCE, waiting).await.unwrap().unwrap();
     assert_eq!(second.id(), locked);
 
     // Whoever waits can be told to stop.

@@ -2,30 +2,29 @@
 #![allow(dead_code, missing_docs)]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use castor_content::Local;
 use castor_executor::{ExecError, Executor, ExitStatus, Meta, MountSource, Process, Stdio};
-use castor_layerfs::{Config, LayerEngine, Lazy};
+use castor_layerfs::Lazy;
 use castor_llb::{CapSet, Graph, Limits, MarshalOptions, State};
-use castor_metadb::{KeyValue, Memory};
 use castor_oci::Platform;
 use castor_ops::{BridgeError, Entitlements, RegistryOpeners, Worker, WorkerConfig, failure};
-use castor_progress::{Event, Reporter, Sink};
-use castor_registry::Client;
+use castor_progress::{Event, Sink};
 use castor_session::Sessions;
-use castor_snapshot::{LocalDiffer, LocalSnapshotter};
 use castor_solver::{Cx, Edge, JobOptions, Solver, SolverOptions};
-use castor_store::{ImmutableRef, Store, StoreConfig};
-use castor_task::{CancellationToken, Scope};
+use castor_store::{ImmutableRef, Store};
+use castor_task::CancellationToken;
 use parking_lot::Mutex;
-use tempfile::TempDir;
 use tokio::sync::oneshot;
+
+#[path = "../../../store/tests/lab/ground.rs"]
+mod ground;
+
+use ground::Ground;
 
 /// Runs `write PATH TEXT`, `append PATH TEXT`, `copy FROM TO`, `exit N`, `mode PATH`, `env` and `;` between them.
 #[derive(Default)]
@@ -153,57 +152,31 @@ pub struct Lab {
     pub solver: Solver<ImmutableRef>,
     pub store: Store,
     pub commands: Arc<Commands>,
-    engine: Arc<LayerEngine>,
-    scope: Scope,
-    dir: TempDir,
+    ground: Ground,
     jobs: AtomicUsize,
 }
 
 impl Lab {
     pub async fn new(lazy: Lazy) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path();
-        let scope = Scope::root("lab");
-        let db: Arc<dyn KeyValue> = Arc::new(Memory::new());
-        let content = Arc::new(Local::open(&root.join("content"), db.clone()).await.unwrap());
-        let engine = LayerEngine::open(Config::new(root.join("layers")), content.clone(), &scope).await.unwrap();
-        let snapshots =
-            LocalSnapshotter::open(root.join("snapshots"), db.clone(), engine.clone(), &scope).await.unwrap();
-        let registry = Client::new(castor_registry::Config {
-            max_attempts: 1,
-            backoff: Duration::from_millis(1),
-            ..castor_registry::Config::default()
-        })
-        .unwrap();
-        let sessions = Sessions::new(scope.child("sessions"));
-        let store = Store::open(StoreConfig {
-            root: root.join("mounts"),
-            db: db.clone(),
-            engine: engine.clone(),
-            snapshotter: snapshots.clone(),
-            differ: Arc::new(LocalDiffer::new(snapshots)),
-            content: content.clone(),
-            leases: content,
-            openers: Arc::new(RegistryOpeners::new(registry.clone(), sessions.clone())),
-            scope: scope.child("store"),
-        })
-        .await
-        .unwrap();
-        let solver =
-            Solver::new(SolverOptions { scope: scope.child("solver"), keys: store.keys(), results: store.results() });
+        let ground = Ground::new().await;
+        let registry = Ground::registry();
+        let sessions = Sessions::new(ground.scope.child("sessions"));
+        let store = ground.store(Arc::new(RegistryOpeners::new(registry.clone(), sessions.clone()))).await;
+        let scope = ground.scope.child("solver");
+        let solver = Solver::new(SolverOptions { scope, keys: store.keys(), results: store.results() });
         let commands = Arc::new(Commands::default());
         let worker = Worker::new(WorkerConfig {
             store: store.clone(),
             executor: commands.clone(),
             registry,
             sessions,
-            db,
+            db: ground.db.clone(),
             parallelism: Some(2),
             platforms: vec![Platform::host()],
             lazy,
-            scope: scope.child("ops"),
+            scope: ground.scope.child("ops"),
         });
-        Self { worker, solver, store, commands, engine, scope, dir, jobs: AtomicUsize::new(0) }
+        Self { worker, solver, store, commands, ground, jobs: AtomicUsize::new(0) }
     }
 
     /// Builds a state as one job.
@@ -213,6 +186,16 @@ impl Lab {
 
     /// Builds a state as one job of these sessions.
     pub async fn build_for(&self, state: &State, sessions: &[&str]) -> (Result<ImmutableRef, BridgeError>, Arc<Seen>) {
+        self.build_as(state, sessions, &[]).await
+    }
+
+    /// Builds a state as one job of these sessions with these options.
+    pub async fn build_as(
+        &self,
+        state: &State,
+        sessions: &[&str],
+        attributes: &[(&str, &str)],
+    ) -> (Result<ImmutableRef, BridgeError>, Arc<Seen>) {
         let options = MarshalOptions { caps: Some(CapSet::supported()), ..MarshalOptions::default() };
         let definition = state.marshal(&options).unwrap();
         let graph = Graph::decode(&definition.to_pb(), &Limits::default()).unwrap();
@@ -227,7 +210,7 @@ impl Lab {
                 id: format!("job{}", self.jobs.fetch_add(1, Ordering::SeqCst)),
                 sessions: sessions.iter().map(|id| (*id).to_owned()).collect(),
                 sink: seen.clone(),
-                attributes: BTreeMap::new(),
+                attributes: attributes.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             })
             .unwrap();
         let result = graph.result.unwrap();
@@ -239,44 +222,16 @@ impl Lab {
     }
 
     pub fn cx(&self) -> Cx {
-        Cx::standalone(CancellationToken::new(), Reporter::discard(), Vec::new())
+        ground::cx()
     }
 
-    /// The files of a result and their texts.
     pub async fn files(&self, result: &ImmutableRef) -> BTreeMap<String, String> {
-        fn walk(root: &Path, dir: &Path, out: &mut BTreeMap<String, String>) {
-            for entry in std::fs::read_dir(dir).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    walk(root, &path, out);
-                } else {
-                    let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-                    out.insert(name, String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned());
-                }
-            }
-        }
-        let mounting = result.mount(&self.cx()).await.unwrap();
-        castor_task::reading(move || {
-            let mut out = BTreeMap::new();
-            walk(mounting.path(), mounting.path(), &mut out);
-            out
-        })
-        .await
+        ground::files(result).await
     }
 
     pub async fn close(self) {
-        let root = self.dir.path().to_owned();
-        drop((self.solver, self.worker, self.store));
-        self.engine.shutdown().await;
-        self.scope.close(Duration::from_secs(10)).await.unwrap();
-        // Unmounting ends after the last user has gone.
-        let mounted = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(root.to_str().unwrap());
-        for _ in 0..500 {
-            if !mounted() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("left mounted below {}", root.display());
+        let Self { worker, solver, store, ground, .. } = self;
+        drop((solver, worker, store));
+        ground.close().await;
     }
 }

@@ -2,21 +2,19 @@
 #![allow(dead_code, missing_docs)]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use castor_content::Local;
-use castor_layerfs::{BlobOpener, Config, LayerEngine, Lazy, RegistryOpener};
-use castor_metadb::{KeyValue, Memory};
-use castor_progress::Reporter;
+use castor_layerfs::{BlobOpener, Lazy, RegistryOpener};
+use castor_metadb::KeyValue;
 use castor_registry::{Access, Client, Repository};
-use castor_snapshot::{LocalDiffer, LocalSnapshotter};
 use castor_solver::Cx;
-use castor_store::{ImageLayer, ImmutableRef, MutableRef, Openers, RecordInfo, RecordOptions, Store, StoreConfig};
-use castor_task::{CancellationToken, Scope};
+use castor_store::{ImageLayer, ImmutableRef, MutableRef, Openers, RecordInfo, RecordOptions, Store};
 use castor_testkit::{Image, Registry};
-use tempfile::TempDir;
+
+pub mod ground;
+
+use ground::{Ground, PATIENCE};
 
 struct Anonymous(Client);
 
@@ -31,74 +29,39 @@ impl Openers for Anonymous {
 pub struct Lab {
     pub store: Store,
     pub content: Local,
-    engine: Arc<LayerEngine>,
-    scope: Scope,
-    db: Arc<dyn KeyValue>,
-    dir: Arc<TempDir>,
+    ground: Ground,
 }
 
 impl Lab {
     pub async fn new() -> Self {
-        Self::over(Arc::new(Memory::new()), Arc::new(tempfile::tempdir().unwrap())).await
+        Self::on(Ground::new().await).await
     }
 
-    async fn over(db: Arc<dyn KeyValue>, dir: Arc<TempDir>) -> Self {
-        let root = dir.path();
-        let scope = Scope::root("lab");
-        let content = Local::open(&root.join("content"), db.clone()).await.unwrap();
-        let shared = Arc::new(content.clone());
-        let engine = LayerEngine::open(Config::new(root.join("layers")), shared.clone(), &scope).await.unwrap();
-        let snapshots =
-            LocalSnapshotter::open(root.join("snapshots"), db.clone(), engine.clone(), &scope).await.unwrap();
-        let client = Client::new(castor_registry::Config {
-            max_attempts: 1,
-            backoff: Duration::from_millis(1),
-            ..castor_registry::Config::default()
-        });
-        let store = Store::open(StoreConfig {
-            root: root.join("store"),
-            db: db.clone(),
-            engine: engine.clone(),
-            snapshotter: snapshots.clone(),
-            differ: Arc::new(LocalDiffer::new(snapshots)),
-            content: shared.clone(),
-            leases: shared,
-            openers: Arc::new(Anonymous(client.unwrap())),
-            scope: scope.child("store"),
-        });
-        Self { store: store.await.unwrap(), content, engine, scope, db, dir }
+    async fn on(ground: Ground) -> Self {
+        let store = ground.store(Arc::new(Anonymous(Ground::registry()))).await;
+        Self { store, content: ground.content.as_ref().clone(), ground }
     }
 
     pub fn cx(&self) -> Cx {
-        Cx::standalone(CancellationToken::new(), Reporter::discard(), Vec::new())
+        ground::cx()
     }
 
     /// The database below.
     pub fn db(&self) -> &Arc<dyn KeyValue> {
-        &self.db
+        &self.ground.db
     }
 
     /// Ends it in order, and begins anew over what it left on disk.
     pub async fn restart(self) -> Self {
-        let (db, dir) = (self.db.clone(), self.dir.clone());
+        let (db, dir) = (self.ground.db.clone(), self.ground.dir.clone());
         self.close().await;
-        Self::over(db, dir).await
+        Self::on(Ground::over(db, dir).await).await
     }
 
     pub async fn close(self) {
-        let root = self.dir.path().to_owned();
-        drop(self.store);
-        self.engine.shutdown().await;
-        self.scope.close(Duration::from_secs(20)).await.unwrap();
-        let mounted = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(root.to_str().unwrap());
-        for _ in 0..2000 {
-            if !mounted() {
-                return;
-            }
-            tokio::task::yield_now().await;
-            castor_task::blocking(std::thread::yield_now).await;
-        }
-        panic!("left mounted below {}", root.display());
+        let Self { store, content, ground } = self;
+        drop((store, content));
+        ground.close().await;
     }
 
     /// An image as a client's build would get it.
@@ -142,24 +105,7 @@ impl Lab {
     }
 
     pub async fn files(&self, of: &ImmutableRef) -> BTreeMap<String, String> {
-        fn walk(root: &Path, dir: &Path, out: &mut BTreeMap<String, String>) {
-            for entry in std::fs::read_dir(dir).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    walk(root, &path, out);
-                } else {
-                    let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-                    out.insert(name, String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned());
-                }
-            }
-        }
-        let mounting = of.mount(&self.cx()).await.unwrap();
-        castor_task::reading(move || {
-            let mut out = BTreeMap::new();
-            walk(mounting.path(), mounting.path(), &mut out);
-            out
-        })
-        .await
+        ground::files(of).await
     }
 
     pub async fn usage(&self) -> Vec<RecordInfo> {
@@ -168,7 +114,7 @@ impl Lab {
 
     /// Waits until there are so many records: those that nobody keeps go in the background.
     pub async fn settled(&self, count: usize) -> Vec<RecordInfo> {
-        tokio::time::timeout(Duration::from_secs(10), async {
+        tokio::time::timeout(PATIENCE, async {
             loop {
                 let records = self.usage().await;
                 if records.len() == count {
