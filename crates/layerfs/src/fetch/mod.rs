@@ -14,6 +14,7 @@ mod ahead;
 mod members;
 mod openers;
 mod run;
+mod siblings;
 
 use std::fs::File;
 use std::ops::Range;
@@ -34,11 +35,16 @@ use crate::tree::Tree;
 use ahead::Ahead;
 use members::{Flags, Members};
 pub(crate) use openers::Openers;
+use siblings::Siblings;
 
 /// Requests are cut at this size and run in parallel.
 const SPAN: u64 = 8 << 20;
 /// Bytes of no use that are worth fetching to save a request.
 const GAP: u64 = 8 << 10;
+/// The same for what is guessed beside: small pieces all over a collection, each of which would be a request.
+const GAP_BESIDE: u64 = 128 << 10;
+/// Members below this are fetched along with others; a larger one is only guessed within its file.
+const SMALL: u64 = 128 << 10;
 /// The most that is fetched because a layer's maker said that it is wanted first.
 const PREFETCH: u64 = 16 << 20;
 /// Spans of a bulk fetch at the same time.
@@ -113,6 +119,7 @@ struct Inner {
 struct State {
     flights: std::collections::HashMap<u32, Arc<Flight>>,
     ahead: Ahead,
+    siblings: Siblings,
     /// The whole blob is on its way, and why.
     adopted: Option<String>,
     bulk: bool,

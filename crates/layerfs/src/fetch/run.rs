@@ -11,8 +11,14 @@ use castor_estargz::toc;
 use futures::StreamExt as _;
 
 use super::ahead::Guess;
-use super::{BULK, Flight, GAP, Inner, PREFETCH, SPAN, State};
+use super::siblings::LARGEST_DIRECTORY;
+use super::{BULK, Flight, GAP, GAP_BESIDE, Inner, PREFETCH, SMALL, SPAN, State};
 use crate::source::{FetchError, Priority, RangeBody};
+
+/// The most pieces of a program that are fetched for one of them: 256 MiB, where a piece is as large as is usual.
+const PROGRAM: u32 = 64;
+/// The root's name in a tree.
+const ROOT: u32 = 0;
 
 /// Members that one request brings, in the order of the blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +56,7 @@ impl Inner {
     fn plan(self: &Arc<Self>, state: &mut State, wanted: &[u32]) -> (Vec<Arc<Flight>>, Vec<Span>) {
         let mut flights = Vec::with_capacity(wanted.len());
         let mut chosen = Vec::new();
+        let mut beside = Vec::new();
         let mut guess = None;
         for &member in wanted {
             let first = self.used.insert(member);
@@ -70,6 +77,9 @@ impl Inner {
                     flight
                 }
             };
+            if first {
+                beside.extend(self.siblings(state, group));
+            }
             flights.push(flight);
         }
         if let Some((member, guess)) = guess {
@@ -77,7 +87,10 @@ impl Inner {
             chosen.extend(self.guess(state, member, guess));
             chosen.extend(program);
         }
-        let spans = self.spans(state, chosen, Priority::Demand);
+        let mut spans = self.spans(state, chosen, GAP, Priority::Demand);
+        // What is waited for is asked for first.
+        spans.sort_by_key(|span| !wanted.iter().any(|member| span.members.binary_search(member).is_ok()));
+        spans.extend(self.spans(state, beside, GAP_BESIDE, Priority::Ahead));
         if self.is_third(state) {
             self.start_bulk(state);
         }
@@ -86,34 +99,62 @@ impl Inner {
 
     /// Whether the chunk before is of the same file and was read: the file is read front to back.
     fn is_sequential(&self, member: u32) -> bool {
-        let inode = |member: u32| self.members.chunks(member).first().map(|chunk| self.tree.chunk(*chunk).inode);
-        member > 0 && inode(member) == inode(member - 1) && self.used.contains(member - 1)
+        member > 0 && self.inode_of(member) == self.inode_of(member - 1) && self.used.contains(member - 1)
     }
 
-    /// The other members of a program of which a second piece is wanted: a program that runs touches nearly all of its
-    /// pieces, in no order, and each fault would wait for a round trip. They are on their way afterwards.
+    /// The file that a member begins with.
+    fn inode_of(&self, member: u32) -> Option<u32> {
+        self.members.chunks(member).first().map(|chunk| self.tree.chunk(*chunk).inode)
+    }
+
+    /// The other members of a program of which a piece is wanted: a program that runs touches nearly all of its pieces, in
+    /// no order, and each fault would wait for a round trip. They are on their way afterwards, and count as used: they are
+    /// no guess that something else must be given up for.
     fn rest_of_program(&self, state: &mut State, member: u32) -> Vec<u32> {
         let Some(first) = self.members.chunks(member).first() else { return Vec::new() };
         let inode = self.tree.inode(self.tree.chunk(*first).inode);
         let (start, count) = inode.chunks;
-        if inode.mode & 0o111 == 0 || !(3..=64).contains(&count) {
+        if inode.mode & 0o111 == 0 || !(2..=PROGRAM).contains(&count) {
             return Vec::new();
         }
         let mut members: Vec<u32> = (start..start + count).map(|chunk| self.members.of_chunk(chunk)).collect();
         members.dedup();
-        if members.iter().filter(|member| self.used.contains(**member)).count() != 2 {
+        members.retain(|member| !state.flights.contains_key(member) && !self.is_here(*member));
+        for member in &members {
+            state.flights.insert(*member, Arc::default());
+        }
+        state.ahead.wanted(members.iter().map(|member| self.members.get(*member).size()).sum());
+        members
+    }
+
+    /// The members of the directories beside `group`, if that is where readers go; they are on their way afterwards.
+    fn siblings(&self, state: &mut State, group: u32) -> Vec<u32> {
+        let collection = self.tree.name(group).parent;
+        // What stands at the top has nothing in common.
+        if collection == ROOT {
             return Vec::new();
         }
-        members.retain(|member| !state.flights.contains_key(member) && !self.is_here(*member));
-        let bytes = members.iter().map(|member| self.members.get(*member).size()).sum();
-        if bytes > state.ahead.allowance(true) {
-            return Vec::new();
+        let Some(window) = state.siblings.entered(group, collection) else { return Vec::new() };
+        let mut left = window.min(state.ahead.allowance(false));
+        let mut members = Vec::new();
+        for directory in self.members.below(&self.tree, collection, SMALL) {
+            if directory.bytes() > LARGEST_DIRECTORY {
+                break;
+            }
+            let missing = |member: &u32| !state.flights.contains_key(member) && !self.is_here(*member);
+            let missing: Vec<u32> = directory.members.iter().copied().filter(missing).collect();
+            let bytes: u64 = missing.iter().map(|member| self.members.get(*member).size()).sum();
+            if bytes > left {
+                break;
+            }
+            left -= bytes;
+            members.extend(missing);
         }
         for member in &members {
             self.guessed.insert(*member);
             state.flights.insert(*member, Arc::default());
         }
-        state.ahead.open(bytes);
+        state.ahead.open(members.iter().map(|member| self.members.get(*member).size()).sum());
         members
     }
 
@@ -122,6 +163,8 @@ impl Inner {
         let (sequential, group) = (self.is_sequential(cause), self.members.group(cause));
         let allowance = state.ahead.allowance(sequential);
         let mut window = guess.bytes.min(allowance);
+        // Who begins to read a program is not about to read those beside it.
+        let alone = guess.new && self.inode_of(cause).is_some_and(|inode| self.tree.inode(inode).mode & 0o111 != 0);
         if sequential && guess.from < self.members.len() {
             // The next chunk of a big file is often larger than any window.
             window = window.max(self.members.get(guess.from).size().min(allowance));
@@ -133,6 +176,8 @@ impl Inner {
             let size = self.members.get(end).size();
             // Directories inside the one that is read lie between its files.
             let inside = guess.cross || self.members.group(end) == group;
+            // A big member of another file is no neighbour: it is worth a request of its own.
+            let inside = inside && (size < SMALL && !alone || self.inode_of(end) == self.inode_of(cause));
             if inside && !state.flights.contains_key(&end) && !self.is_here(end) {
                 if bytes + size > window {
                     break;
@@ -154,7 +199,7 @@ impl Inner {
     }
 
     /// Cuts members into spans: close ones together, none much larger than [`SPAN`].
-    fn spans(&self, state: &State, mut members: Vec<u32>, priority: Priority) -> Vec<Span> {
+    fn spans(&self, state: &State, mut members: Vec<u32>, gap: u64, priority: Priority) -> Vec<Span> {
         if state.adopted.is_some() {
             // The whole blob is on its way and will land them.
             return Vec::new();
@@ -165,7 +210,7 @@ impl Inner {
             let member = self.members.get(number);
             match spans.last_mut() {
                 Some(span)
-                    if member.start <= span.range.end + GAP && member.end.saturating_sub(span.range.start) <= SPAN =>
+                    if member.start <= span.range.end + gap && member.end.saturating_sub(span.range.start) <= SPAN =>
                 {
                     span.range.end = span.range.end.max(member.end);
                     span.members.push(number);
@@ -188,8 +233,9 @@ impl Inner {
     pub(super) fn hit(self: &Arc<Self>, member: u32) {
         let mut state = self.state.lock();
         let guess = state.ahead.hit(member, self.members.get(member).size(), self.members.group(member));
-        let members = guess.map(|guess| self.guess(&mut state, member, guess)).unwrap_or_default();
-        let spans = self.spans(&state, members, Priority::Ahead);
+        let mut members = guess.map(|guess| self.guess(&mut state, member, guess)).unwrap_or_default();
+        members.extend(self.siblings(&mut state, self.members.group(member)));
+        let spans = self.spans(&state, members, GAP, Priority::Ahead);
         if self.is_third(&state) {
             self.start_bulk(&mut state);
         }
@@ -225,7 +271,7 @@ impl Inner {
                 members.push(member);
             }
         }
-        let spans = self.spans(&state, members, Priority::Ahead);
+        let spans = self.spans(&state, members, GAP, Priority::Ahead);
         drop(state);
         self.start(spans);
     }
@@ -286,14 +332,22 @@ impl Inner {
             at += 1;
         }
         cursor.store(at, Ordering::Relaxed);
-        let spans = self.spans(&state, members, Priority::Background);
+        let spans = self.spans(&state, members, GAP, Priority::Background);
         (!flights.is_empty()).then_some((spans, flights))
+    }
+
+    /// The file that a member belongs to, for the log.
+    fn name_of(&self, member: u32) -> String {
+        let chunk = self.members.chunks(member).first().map(|chunk| self.tree.chunk(*chunk));
+        chunk.map(|chunk| self.tree.path_of(chunk.inode)).unwrap_or_default()
     }
 
     /// Fetches a span; afterwards all its flights have landed, or the whole blob is on its way and will land them.
     async fn run(self: &Arc<Self>, span: Span) {
         let Span { range, members, priority } = &span;
-        tracing::trace!(layer = %self.layer, ?range, ?priority, members = members.len(), first = members[0], "fetch");
+        tracing::trace!(
+            layer = %self.layer, ?range, ?priority, members = members.len(), first = self.name_of(members[0]), "fetch"
+        );
         let cancelled = self.scope.token().clone();
         let outcome = tokio::select! {
             () = cancelled.cancelled() => Err(FetchError::new("the daemon is shutting down")),

@@ -55,18 +55,25 @@ struct Bench {
 impl Bench {
     /// A layer of `files` files of `size` bytes each, in chunks of 1 MiB.
     fn new(files: usize, size: usize, permits: usize, whole: bool) -> Self {
+        let paths = (0..files).map(|number| format!("d{}/f{number}", number / 10));
+        Self::of(paths, size, permits, whole)
+    }
+
+    /// The same with files at these paths.
+    fn of(paths: impl Iterator<Item = String>, size: usize, permits: usize, whole: bool) -> Self {
         let mut writer = Writer::new(Vec::new());
         let mut state = 1u64;
-        for number in 0..files {
+        for path in paths {
             let content: Vec<u8> = std::iter::repeat_with(|| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 (state >> 33) as u8
             })
             .take(size)
             .collect();
+            let is_program = path.starts_with("bin/");
             let header = Header {
-                path: format!("d{}/f{number}", number / 10).into(),
-                mode: 0o644,
+                path: path.into(),
+                mode: if is_program { 0o755 } else { 0o644 },
                 size: size as u64,
                 ..Header::default()
             };
@@ -219,6 +226,30 @@ async fn a_third_used_brings_the_rest() {
     assert!(bench.fetcher.presence().all());
     let bytes: u64 = bench.log().iter().map(|range| range.end - range.start).sum();
     assert!(bytes <= bench.source.blob.len() as u64, "no byte twice: {bytes} of {}", bench.source.blob.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_beside_those_that_are_read_come_along() {
+    let paths = (0..120).map(|number| format!("src/d{}/f{number}", number / 3));
+    let bench = Bench::of(paths, 2000, usize::MAX >> 4, false);
+    bench.fetcher.need(bench.chunk(0)).await.unwrap();
+    assert!(!bench.fetcher.here(&bench.chunk(119)), "one directory says nothing of the others");
+    bench.fetcher.need(bench.chunk(60)).await.unwrap();
+    let before = bench.log().len();
+    for chunk in 0..120 {
+        // Joins what is under way.
+        bench.fetcher.need(bench.chunk(chunk)).await.unwrap();
+    }
+    assert_eq!(bench.log().len(), before, "nobody had to ask for the rest: {:?}", bench.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_of_a_program_comes_at_once() {
+    let bench = Bench::of(["bin/a", "bin/b"].map(str::to_owned).into_iter(), 10 << 20, usize::MAX >> 4, false);
+    bench.fetcher.need(bench.chunk(0)).await.unwrap();
+    let chunks = bench.tree.chunks();
+    bench.fetcher.need(bench.chunk(chunks / 2 - 1)).await.unwrap();
+    assert!(!bench.fetcher.here(&bench.chunk(chunks / 2)), "the next program is another matter");
 }
 
 #[tokio::test(flavor = "multi_thread")]
