@@ -58,9 +58,6 @@ fn options(values: &Values) -> Result<BuildOptions> {
         tls: options::registry_tls(values.texts("registry-auth-tlscontext"))?,
         no_tokens: std::env::var_os("BUILDKIT_NO_CLIENT_TOKEN").is_some_and(|value| value == "1" || value == "true"),
     };
-    if let Some(layout) = values.texts("oci-layout").first() {
-        bail!("--oci-layout {layout}: OCI layouts are not supported by this client");
-    }
     options::check_entitlements(values.texts("allow"))?;
     let mut options = BuildOptions {
         reference: new_id(),
@@ -75,6 +72,7 @@ fn options(values: &Values) -> Result<BuildOptions> {
         source_policy: source_policy(values.text("source-policy-file"))?,
         attrs: options::attrs(values.texts("opt"))?,
         locals: options::locals(values.texts("local"))?,
+        layouts: options::layouts(values.texts("oci-layout"))?,
         entitlements: values.texts("allow").to_vec(),
         proxy_network: values.bool("proxy-network"),
     };

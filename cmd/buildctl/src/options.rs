@@ -33,17 +33,31 @@ fn output(value: &str) -> Result<Export> {
     if let Some(path) = attrs.get("output") {
         bail!("output={path} not supported for --output, you meant dest={path}?");
     }
-    let destination = destination(&kind, &attrs).context("invalid output option: output")?;
-    if destination.is_some() {
+    let layout = layout(&kind, &attrs).context("invalid output option: output")?;
+    let destination = match layout {
+        Some(_) => None,
+        None => destination(&kind, &attrs).context("invalid output option: output")?,
+    };
+    if destination.is_some() || layout.is_some() {
         attrs.remove("dest");
     }
-    Ok(Export { kind, attrs, destination })
+    Ok(Export { kind, attrs, destination, layout })
+}
+
+/// The directory of an image that is not to be a tar.
+fn layout(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Option<PathBuf>> {
+    let is_tar = attrs.get("tar").and_then(|tar| parse_bool(tar).ok()).unwrap_or(true);
+    if is_tar || !matches!(kind, "oci" | "docker") {
+        return Ok(None);
+    }
+    match attrs.get("dest").map(String::as_str) {
+        None | Some("") => bail!("output directory is required for {kind} exporter"),
+        Some(dest) => Ok(Some(dest.into())),
+    }
 }
 
 fn destination(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Option<Destination>> {
     let dest = attrs.get("dest").map(String::as_str).unwrap_or_default();
-    let is_tar =
-        attrs.get("tar").is_none_or(|tar| !matches!(tar.as_str(), "0" | "f" | "F" | "false" | "FALSE" | "False"));
     match kind {
         "local" if dest.is_empty() => bail!("output directory is required for local exporter"),
         "local" => {
@@ -53,9 +67,6 @@ fn destination(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Option<De
                 Some(mode) => bail!("invalid local exporter mode {mode:?}"),
             };
             Ok(Some(Destination::Directory { path: dest.into(), mirror }))
-        }
-        "oci" | "docker" if !is_tar => {
-            bail!("tar=false is not supported by this client for {kind} exporter")
         }
         "tar" | "oci" | "docker" if dest.is_empty() || dest == "-" => {
             if io::stdout().is_terminal() {
@@ -91,6 +102,15 @@ fn stream(file: File) -> Destination {
             None => Err(io::Error::other("the output was written already")),
         }
     }))
+}
+
+/// `--oci-layout name=directory`
+pub fn layouts(values: &[String]) -> Result<BTreeMap<String, PathBuf>> {
+    let parse = |value: &String| match value.split_once('=') {
+        Some((name, path)) => Ok((name.to_owned(), PathBuf::from(path))),
+        None => bail!("invalid oci-layout: oci-layout option must be 'id=path/to/layout', instead had invalid {value}"),
+    };
+    values.iter().map(parse).collect()
 }
 
 /// `--export-cache type=registry,ref=...`

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use castor_progress::Timestamp;
 use castor_proto::{control, gateway, pb, sourcepolicy};
-use castor_session::client::{Agents, Destination, Exports, Keychain, Secrets, Session, SharedDirectories};
+use castor_session::client::{Agents, Destination, Exports, Keychain, Secrets, Session, SharedDirectories, Stores};
 use castor_task::{CancellationToken, Scope};
 use castor_wire::Failure;
 use prost::Message as _;
@@ -21,6 +21,7 @@ use tonic::{Request, Status};
 
 use crate::connection::{Client, ClientError};
 use crate::status::SolveStatus;
+use crate::stores::Directories;
 
 /// Which build a call to the gateway is for.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
@@ -56,6 +57,8 @@ pub struct BuildOptions {
     pub cache_imports: Vec<CacheOption>,
     /// Directories that the daemon may read, by name.
     pub locals: BTreeMap<String, PathBuf>,
+    /// OCI layouts that the daemon may read, by name.
+    pub layouts: BTreeMap<String, PathBuf>,
     /// Secrets that steps may have.
     pub secrets: Option<Secrets>,
     /// SSH agents that steps may use.
@@ -79,6 +82,8 @@ pub struct Export {
     pub attrs: BTreeMap<String, String>,
     /// Where it is put on this side, if it comes here.
     pub destination: Option<Destination>,
+    /// The directory that becomes an OCI layout with it, if it comes here blob by blob.
+    pub layout: Option<PathBuf>,
 }
 
 /// A place for cache.
@@ -111,7 +116,7 @@ impl Client {
     /// Builds. News go to `updates` until the build has ended; whoever cancels ends it.
     pub async fn build(
         &self,
-        options: BuildOptions,
+        mut options: BuildOptions,
         updates: mpsc::Sender<SolveStatus>,
         cancel: &CancellationToken,
     ) -> Result<BuildResult, ClientError> {
@@ -119,23 +124,28 @@ impl Client {
         if listed.is_empty() {
             return Err(ClientError::Invalid("the daemon has no worker".to_owned()));
         }
+        let directories = Directories::open(&mut options)?;
         let scope = Scope::root("build");
-        let result = Box::pin(self.converse(options, updates, cancel, &scope)).await;
+        let stores = directories.stores.clone();
+        let result = Box::pin(self.converse(options, stores, updates, cancel, &scope)).await;
         // Nothing of a build outlives it.
         if let Err(running) = scope.close(CLOSE_PATIENCE).await {
             tracing::debug!(?running, "the session does not end");
         }
-        result
+        let result = result?;
+        directories.finish(&result)?;
+        Ok(result)
     }
 
     async fn converse(
         &self,
         options: BuildOptions,
+        directories: Stores,
         updates: mpsc::Sender<SolveStatus>,
         cancel: &CancellationToken,
         scope: &Scope,
     ) -> Result<BuildResult, ClientError> {
-        let session = session(&options, scope)?;
+        let session = session(&options, directories, scope)?;
         let attrs = frontend_attrs(&options);
         let request = solve_request(&options, attrs.clone(), session.id());
         let bridge = Bridge { client: self, reference: options.reference.clone() };
@@ -243,8 +253,11 @@ fn context(words: &str, err: ClientError) -> ClientError {
 }
 
 /// The session with all that the build may use.
-fn session(options: &BuildOptions, scope: &Scope) -> Result<Session, ClientError> {
+fn session(options: &BuildOptions, stores: Stores, scope: &Scope) -> Result<Session, ClientError> {
     let mut session = Session::new("", scope.child("session"));
+    if !stores.is_empty() {
+        session = session.stores(stores);
+    }
     let locals = shared_locals(options)?;
     if !locals.is_empty() {
         let mut directories = SharedDirectories::default();

@@ -8,6 +8,7 @@ pub mod progress;
 pub mod size;
 pub mod source;
 pub mod status;
+mod stores;
 
 pub use build::{BuildOptions, BuildResult, CacheOption, Export, new_id};
 pub use castor_oci::Digest;

@@ -2,83 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::OwnedFd;
-use std::sync::mpsc;
+use std::io::Write as _;
 
 use castor_client::progress::{Display, Mode};
 use castor_client::status::{SolveStatus, Vertex, VertexLog, VertexStatus, VertexWarning};
 use castor_progress::Timestamp;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use castor_testkit::{Color, Terminal};
 
 const TRACE: &str = include_str!("../testdata/progress/several-stages.trace.jsonl");
 
-/// A terminal: programs write to `line`, and what they wrote is seen on the screen.
-struct Terminal {
-    line: File,
-    far_end: OwnedFd,
-    bytes: mpsc::Receiver<Vec<u8>>,
-    screen: vt100::Parser,
-    marks: u32,
-}
-
-impl Terminal {
-    fn new(rows: u16, columns: u16) -> Self {
-        let far_end = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&far_end).unwrap();
-        unlockpt(&far_end).unwrap();
-        let name = ptsname(&far_end, Vec::new()).unwrap();
-        let line = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-        let (sender, bytes) = mpsc::channel();
-        let mut reading = File::from(far_end.try_clone().unwrap());
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            // Ends with an error when nobody has the line open any more.
-            while let Ok(count) = reading.read(&mut buffer) {
-                if count == 0 || sender.send(buffer[..count].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut terminal = Self { line, far_end, bytes, screen: vt100::Parser::new(rows, columns, 1000), marks: 0 };
-        terminal.resize(rows, columns);
-        terminal
-    }
-
-    fn resize(&mut self, rows: u16, columns: u16) {
-        tcsetwinsize(&self.far_end, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
-        self.screen.screen_mut().set_size(rows, columns);
-    }
-
-    fn display(&self) -> Display<File> {
-        Display::new(self.line.try_clone().unwrap(), Mode::Tty).unwrap()
-    }
-
-    /// What is on the screen once all that was written is.
-    fn rows(&mut self) -> Vec<String> {
-        // A message that no terminal shows, after all that was written.
-        self.marks += 1;
-        let mark = format!("\x1b]7;mark {}\x07", self.marks).into_bytes();
-        self.line.write_all(&mark).unwrap();
-        let mut seen = Vec::new();
-        while !seen.windows(mark.len()).any(|window| window == mark) {
-            seen.extend(self.bytes.recv().unwrap());
-        }
-        self.screen.process(&seen);
-        let columns = self.screen.screen().size().1;
-        let rows: Vec<String> = self.screen.screen().rows(0, columns).map(|row| row.trim_end().to_owned()).collect();
-        let used = rows.iter().rposition(|row| !row.is_empty()).map_or(0, |last| last + 1);
-        rows[..used].to_vec()
-    }
-
-    /// Lines that have left the screen at its top.
-    fn scrolled(&mut self) -> usize {
-        self.screen.screen_mut().set_scrollback(usize::MAX);
-        let lines = self.screen.screen().scrollback();
-        self.screen.screen_mut().set_scrollback(0);
-        lines
-    }
+fn display(terminal: &Terminal) -> Display<File> {
+    Display::new(terminal.line(), Mode::Tty).unwrap()
 }
 
 fn at(seconds: i64) -> Option<Timestamp> {
@@ -135,7 +69,7 @@ fn timed(row: &str, columns: usize) -> String {
 fn steps_and_their_work_have_lines() {
     let mut terminal = Terminal::new(24, 80);
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
-    let mut display = terminal.display();
+    let mut display = display(&terminal);
     show(
         &mut display,
         [
@@ -163,12 +97,12 @@ fn steps_and_their_work_have_lines() {
     // The bars stand below each other.
     assert_eq!(rows[2].find('['), rows[4].find('['));
     // What is done has a colour, what runs has none.
-    let colour = |row: u16| terminal.screen.screen().cell(row, 5).unwrap().fgcolor();
+    let colour = |row: u16| terminal.colour(row, 5);
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let chosen = std::env::var_os("BUILDKIT_COLORS").is_some();
-    assert_eq!(colour(6), vt100::Color::Default);
-    assert!(plain || chosen || colour(3) == vt100::Color::Idx(4), "{:?}", colour(3));
-    assert!(!terminal.screen.screen().hide_cursor());
+    assert_eq!(colour(6), Color::Default);
+    assert!(plain || chosen || colour(3) == Color::Idx(4), "{:?}", colour(3));
+    assert!(terminal.has_cursor());
 
     show(&mut display, [work("[1/2] FROM base", &digest, 20_000_000, 20_000_000, at(3))]);
     let row = terminal.rows()[4].clone();
@@ -178,8 +112,8 @@ fn steps_and_their_work_have_lines() {
 #[test]
 fn it_is_drawn_in_place() {
     let mut terminal = Terminal::new(10, 80);
-    terminal.line.write_all(b"$ buildctl build\n").unwrap();
-    let mut display = terminal.display();
+    terminal.line().write_all(b"$ buildctl build\n").unwrap();
+    let mut display = display(&terminal);
     for number in 0..50 {
         show(&mut display, [step("[1/1] RUN true", at(0), None), log("[1/1] RUN true", &format!("line {number}\n"))]);
     }
@@ -205,7 +139,7 @@ fn it_is_drawn_in_place() {
 #[test]
 fn what_runs_stays_on_a_small_screen() {
     let mut terminal = Terminal::new(8, 60);
-    let mut display = terminal.display();
+    let mut display = display(&terminal);
     let name = |number: i64| format!("[{number}/30] RUN step");
     show(
         &mut display,
@@ -226,7 +160,7 @@ fn what_runs_stays_on_a_small_screen() {
 #[test]
 fn it_follows_the_size_of_the_terminal() {
     let mut terminal = Terminal::new(24, 100);
-    let mut display = terminal.display();
+    let mut display = display(&terminal);
     let name = "[stage 1/1] RUN a command that is quite long, longer than small terminals are wide, and says so";
     show(&mut display, [step(name, at(0), None), work(name, "work", 10, 100, None)]);
     assert_eq!(timed(&terminal.rows()[1], 100), format!(" => {}", &name[..90]));
@@ -247,7 +181,7 @@ fn it_follows_the_size_of_the_terminal() {
 #[test]
 fn lazy_layers_have_a_share_and_a_last_line() {
     let mut terminal = Terminal::new(24, 140);
-    let mut display = terminal.display();
+    let mut display = display(&terminal);
     let layer = |letter: &str, state: &str| format!("layer sha256:{} {state}", letter.repeat(64));
     let name = "[2/2] RUN go build";
     show(
@@ -275,7 +209,7 @@ fn lazy_layers_have_a_share_and_a_last_line() {
 #[test]
 fn failures_and_warnings_are_told() {
     let mut terminal = Terminal::new(24, 80);
-    let mut display = terminal.display();
+    let mut display = display(&terminal);
     let name = "[2/2] RUN false";
     let mut failed = step(name, at(0), at(1));
     failed.vertexes[0].error = "process did not complete successfully".into();
@@ -304,8 +238,8 @@ fn failures_and_warnings_are_told() {
 #[test]
 fn nothing_that_is_told_moves_the_cursor() {
     let mut terminal = Terminal::new(24, 80);
-    terminal.line.write_all(b"above\n").unwrap();
-    let mut display = terminal.display();
+    terminal.line().write_all(b"above\n").unwrap();
+    let mut display = display(&terminal);
     let evil = "RUN \x1b[H\x1b[2Jgone\r\nnext\x07 日本語";
     show(
         &mut display,
@@ -323,7 +257,7 @@ fn nothing_that_is_told_moves_the_cursor() {
 #[test]
 fn a_recorded_build_ends_with_all_its_steps() {
     let mut terminal = Terminal::new(40, 100);
-    let mut display = terminal.display();
+    let mut display = display(&terminal);
     show(&mut display, TRACE.lines().map(|line| serde_json::from_str(line).unwrap()));
     display.finish().unwrap();
     let rows = terminal.rows();
@@ -339,22 +273,20 @@ fn a_recorded_build_ends_with_all_its_steps() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_signal_of_the_window_draws_at_once() {
     let mut terminal = Terminal::new(24, 80);
-    let mut display = terminal.display();
+    let mut display = display(&terminal);
     let (sender, news) = tokio::sync::mpsc::channel(4);
     let drawing = tokio::spawn(async move { display.run(news).await });
     sender.send(step("[1/1] RUN true", at(0), None)).await.unwrap();
     // The name of the step is drawn, so the display is running; then the terminal becomes narrow.
-    while !terminal.rows().iter().any(|row| row.contains("RUN true")) {
-        tokio::task::yield_now().await;
-    }
+    terminal.wait_for("the step", |rows| rows.iter().any(|row| row.contains("RUN true")));
     terminal.resize(24, 30);
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::WINCH).unwrap();
-    while !terminal.rows().iter().any(|row| row.starts_with(" => [1/1] RUN true") && row.chars().count() == 29) {
-        tokio::task::yield_now().await;
-    }
+    terminal.wait_for("a narrow line", |rows| {
+        rows.iter().any(|row| row.starts_with(" => [1/1] RUN true") && row.chars().count() == 29)
+    });
     drop(sender);
     drawing.await.unwrap().unwrap();
 }

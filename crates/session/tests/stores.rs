@@ -1,5 +1,5 @@
-//! The calls to services that `buildctl` does not have: a client's store of
-//! blobs, its uploads, its own exporters.
+//! The calls to services that clients have of their own: a store of blobs, uploads, exporters; and the stores of
+//! `buildctl`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,6 +16,7 @@ use castor_proto::session_exporter::exporter_server::{Exporter, ExporterServer};
 use castor_proto::session_exporter::*;
 use castor_proto::upload;
 use castor_proto::upload::upload_server::{Upload, UploadServer};
+use castor_session::client::{Layout, Stores};
 use castor_session::content::RemoteStore;
 use castor_session::{exporters, upload as upload_call};
 use futures::stream::BoxStream;
@@ -189,6 +190,49 @@ async fn blobs_go_to_a_client_and_come_back() {
     assert!(error.to_string().contains("unexpected digest"), "{error}");
     let other = RemoteStore::new(caller, "local:/x");
     assert!(other.list().await.is_err(), "each call names the store");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn directories_are_stores() {
+    let world = World::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::create(dir.path().join("layout")).unwrap();
+    let mut stores = Stores::default();
+    stores.insert("export", layout.clone());
+    let (caller, _stop) = world.open(world.session().stores(stores)).await;
+    let remote = RemoteStore::new(caller.clone(), "export");
+    assert!(remote.list().await.unwrap().is_empty());
+
+    let bytes = Bytes::from((0..4_000_000u32).map(|n| (n / 7) as u8).collect::<Vec<u8>>());
+    let descriptor = Descriptor::new("", Digest::of(&bytes), bytes.len() as u64);
+    assert!(remote.info(&descriptor.digest).await.unwrap().is_none());
+    remote.write(&descriptor, BTreeMap::new(), pieces(&bytes)).await.unwrap();
+    remote.write(&descriptor, BTreeMap::new(), pieces(&bytes)).await.unwrap();
+    assert!(std::fs::read(layout.blob(&descriptor.digest)).unwrap() == bytes);
+    assert_eq!(remote.list().await.unwrap().len(), 1);
+    let read: Vec<Bytes> = remote.read(&descriptor.digest, 0, 0).try_collect().await.unwrap();
+    assert!(read.concat() == bytes);
+    let read: Vec<Bytes> = remote.read(&descriptor.digest, 10, 2_500).try_collect().await.unwrap();
+    assert!(read.concat() == bytes.slice(10..2_510));
+    assert!(remote.read(&descriptor.digest, 10, 4_000_000).try_collect::<Vec<_>>().await.is_err());
+
+    // What is not what it was said to be leaves nothing behind; nor does what ends half way.
+    let wrong = Descriptor::new("", Digest::of("other"), bytes.len() as u64);
+    let error = remote.write(&wrong, BTreeMap::new(), pieces(&bytes)).await.unwrap_err();
+    assert!(error.to_string().contains("unexpected commit digest"), "{error}");
+    let half = pieces(&bytes).take(1).chain(futures::stream::iter([Err(castor_session::SessionError::Invalid {
+        what: "blob",
+        why: "it ends here".into(),
+    })]));
+    assert!(remote.write(&wrong, BTreeMap::new(), half).await.is_err());
+    // Calls end at both sides, here first.
+    while layout.path().join("ingest").exists() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(remote.list().await.unwrap().len(), 1);
+    let other = RemoteStore::new(caller, "local:/x").list().await.unwrap_err();
+    assert!(other.to_string().contains("unknown store local:/x"), "{other}");
     world.end().await;
 }
 

@@ -18,8 +18,10 @@ mod auth;
 mod docker;
 mod filesend;
 mod filesync;
+mod layout;
 mod secrets;
 mod ssh;
+mod stores;
 mod token;
 
 use std::convert::Infallible;
@@ -46,8 +48,10 @@ pub use auth::{Keychain, KeychainOptions};
 pub use docker::{DockerConfig, DockerConfigError, Login};
 pub use filesend::{Destination, Exports, OpenStream};
 pub use filesync::SharedDirectories;
+pub use layout::{Layout, LayoutError, Name};
 pub use secrets::{Secret, Secrets};
 pub use ssh::{Agents, Forwarded};
+pub use stores::Stores;
 pub use token::TlsFiles;
 
 /// How long calls may go on after the end was asked for.
@@ -126,6 +130,24 @@ impl Session {
     pub fn agents(mut self, agents: Agents) -> Self {
         self.services.add_service(agents.service());
         self.methods.extend(["/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshforward.v1.SSH/ForwardAgent"]);
+        self
+    }
+
+    /// Lets the daemon read and write blobs in directories.
+    #[must_use]
+    pub fn stores(mut self, stores: Stores) -> Self {
+        self.services.add_service(stores.service());
+        self.methods.extend([
+            "/containerd.services.content.v1.Content/Info",
+            "/containerd.services.content.v1.Content/Update",
+            "/containerd.services.content.v1.Content/List",
+            "/containerd.services.content.v1.Content/Delete",
+            "/containerd.services.content.v1.Content/Read",
+            "/containerd.services.content.v1.Content/Status",
+            "/containerd.services.content.v1.Content/ListStatuses",
+            "/containerd.services.content.v1.Content/Write",
+            "/containerd.services.content.v1.Content/Abort",
+        ]);
         self
     }
 
