@@ -290,15 +290,17 @@ async fn check(bench: &Bench, sample: &Arc<Sample>) -> Arc<Layer> {
     drop(tree);
     layer.complete().await.unwrap_or_else(|error| panic!("{}: {error}", sample.name));
     assert_eq!(layer.verified(), sample.diff_id, "{}", sample.name);
-    // The same without a server.
+    // The same without a server; the largest are of one tree, and one of them will do.
     let tree = bench.engine.image_tree(&[layer.id()]).await.unwrap();
     assert!(!tree.is_served(), "{}", sample.name);
-    let this = sample.clone();
-    castor_task::reading(move || compare(&tree, &this)).await;
+    if sample.info["input"] != "base" || sample.name == "storage-base" {
+        let this = sample.clone();
+        castor_task::reading(move || compare(&tree, &this)).await;
+    }
     layer
 }
 
-/// Makes a layer object forget that chunks are here: all of a small blob comes with its TOC.
+/// Makes a layer object forget that chunks are here.
 fn forget_chunks(object: &Path) {
     let path = object.join("presence");
     let old = fs::read(&path).unwrap();
@@ -315,15 +317,13 @@ async fn privileged_layers_of_all_tools_are_lazy_and_read_right() {
     let samples: Vec<_> = good().into_iter().filter(|sample| !sample.is_legacy()).collect();
     let bench = Bench::new().await;
     for sample in &samples {
-        check(&bench, sample).await;
+        let layer = bench.engine.layer(sample.source(Lazy::Require), &Reporter::discard()).await;
+        layer.unwrap_or_else(|error| panic!("{}: {error}", sample.name));
     }
     let ids = bench.engine.list().unwrap();
     // Two tools made the same bytes of the same files.
     assert_eq!(ids.len(), samples.len() - 1);
-    for id in &ids {
-        bench.content.delete(&id.blob).await.unwrap();
-    }
-    // Once more, each chunk asked for by whoever reads it.
+    // All of a small blob came along: now each chunk is asked for by whoever reads it.
     let root = bench.root.clone();
     let bench = bench
         .restart_with(|_| ids.iter().for_each(|id| forget_chunks(&root.join("layers/layers").join(id.directory()))))
