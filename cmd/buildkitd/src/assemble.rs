@@ -21,8 +21,9 @@ use castor_solver::{Solver, SolverOptions};
 use castor_store::{DiskSpace, GcPolicy, Store, StoreConfig};
 use castor_task::Scope;
 
+use crate::collector::GcSettings;
 use crate::config;
-use crate::settings::{GcSettings, Settings, Snapshotter, WorkerSettings};
+use crate::settings::{Settings, Snapshotter, WorkerSettings};
 
 /// Version of the state directory. Newer ones are refused by the database; older ones are migrated there.
 const FORMAT: u32 = 1;
@@ -234,37 +235,5 @@ fn worker_id(state: &Path) -> Result<String> {
 fn policies(settings: Option<&GcSettings>, state: &Path) -> Result<Vec<GcPolicy>> {
     let Some(settings) = settings else { return Ok(Vec::new()) };
     let disk = DiskSpace::of(state).context("measure the disk of the state directory")?;
-    let bytes = |space: config::DiskSpace| match space {
-        config::DiskSpace::Bytes(bytes) => u64::try_from(bytes).unwrap_or_default(),
-        // BuildKit's rounding: whole GiB up, counted as GB.
-        config::DiskSpace::Percent(percent) => {
-            (disk.total / 100 * u64::try_from(percent).unwrap_or_default() / (1 << 30) + 1) * 1_000_000_000
-        }
-    };
-    if settings.policies.is_empty() {
-        let mut policies = castor_store::default_policy(disk);
-        for policy in &mut policies {
-            policy.reserved_space = settings.reserved.map_or(policy.reserved_space, bytes);
-            policy.max_used_space = settings.max_used.map_or(policy.max_used_space, bytes);
-            policy.min_free_space = settings.min_free.map_or(policy.min_free_space, bytes);
-        }
-        return Ok(policies);
-    }
-    settings
-        .policies
-        .iter()
-        .map(|policy| {
-            let filters = policy.filters.iter().map(|text| {
-                text.parse().map_err(|error| anyhow::anyhow!("[[worker.oci.gcpolicy]] filter {text:?}: {error}"))
-            });
-            Ok(GcPolicy {
-                filters: filters.collect::<Result<_>>()?,
-                all: policy.all,
-                keep_duration: policy.keep_duration.map(|duration| duration.0),
-                reserved_space: policy.reserved_space.or(policy.keep_bytes).map_or(0, bytes),
-                max_used_space: policy.max_used_space.map_or(0, bytes),
-                min_free_space: policy.min_free_space.map_or(0, bytes),
-            })
-        })
-        .collect()
+    settings.policies(disk)
 }

@@ -228,9 +228,6 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         total += number * unit;
         rest = &rest[unit_end..];
     }
-    if text.is_empty() {
-        return Err(bad());
-    }
     Duration::try_from_secs_f64(total).map_err(|_| bad())
 }
 
@@ -262,19 +259,22 @@ impl<'de> Deserialize<'de> for DiskSpace {
 pub fn parse_disk_space(text: &str) -> Result<DiskSpace> {
     let bad =
         || anyhow::anyhow!("invalid disk space {text:?}: want bytes, a size such as 10GB, or a share such as 30%");
+    if text.is_empty() {
+        return Ok(DiskSpace::Bytes(0));
+    }
     if let Some(percent) = text.strip_suffix('%') {
         return Ok(DiskSpace::Percent(percent.parse().map_err(|_| bad())?));
     }
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..digits].parse().map_err(|_| bad())?;
     let unit = text[digits..].trim().to_ascii_lowercase();
-    let power = match unit.trim_end_matches('b').trim_end_matches('i') {
-        "" => 0,
-        "k" => 1,
-        "m" => 2,
-        "g" => 3,
-        "t" => 4,
-        "p" => 5,
+    let power = match unit.as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
+        "p" | "pb" | "pib" => 5,
         _ => return Err(bad()),
     };
     Ok(DiskSpace::Bytes((number * 1024f64.powi(power)) as i64))
@@ -338,8 +338,27 @@ mod tests {
         assert_eq!(parse_duration("1h30m").unwrap(), Duration::from_secs(5400));
         assert_eq!(parse_duration("90").unwrap(), Duration::from_secs(90));
         assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1500));
-        for bad in ["", "h", "1x", "1h3"] {
+        // As good as none.
+        assert_eq!(parse_duration("").unwrap(), Duration::ZERO);
+        for bad in ["h", "1x", "1h3"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_dockers() {
+        for (text, want) in [
+            ("512", DiskSpace::Bytes(512)),
+            ("", DiskSpace::Bytes(0)),
+            ("1.5k", DiskSpace::Bytes(1536)),
+            ("2 MiB", DiskSpace::Bytes(2 << 20)),
+            ("7b", DiskSpace::Bytes(7)),
+            ("30%", DiskSpace::Percent(30)),
+        ] {
+            assert_eq!(parse_disk_space(text).unwrap(), want, "{text}");
+        }
+        for bad in ["x", "-1", "1gi", "1bb", "1kbb", "%", "1e3q"] {
+            assert!(parse_disk_space(bad).is_err(), "{bad}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! `main` reads like a table of contents: settings, lock, namespace, parts, listeners, signals, end.
 
 mod assemble;
+mod collector;
 mod config;
 mod flags;
 mod insight;

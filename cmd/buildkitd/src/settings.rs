@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use castor_build::HistoryLimits;
 use castor_oci::Platform;
 
+use crate::collector::GcSettings;
 use crate::config::{self, Config, Lazy};
 use crate::flags::Flags;
 
@@ -100,19 +101,6 @@ pub struct StargzSettings {
     pub no_prefetch: bool,
     /// `blob.fetching_timeout_sec`: the longest that a read of a lazy layer may wait.
     pub read_deadline: Option<Duration>,
-}
-
-/// What the collector may keep.
-#[derive(Debug, Default)]
-pub struct GcSettings {
-    /// Policies of the configuration; the default ones apply where there are none.
-    pub policies: Vec<config::GcPolicy>,
-    /// Space that is never collected.
-    pub reserved: Option<config::DiskSpace>,
-    /// Space the cache may take.
-    pub max_used: Option<config::DiskSpace>,
-    /// Space to leave free on the disk.
-    pub min_free: Option<config::DiskSpace>,
 }
 
 /// `--oci-worker-snapshotter`: castor has one store of layers; the name says whether images may be mounted lazily.
@@ -311,24 +299,7 @@ fn gc(flags: &Flags, file: &config::OciWorker) -> Result<Option<GcSettings>> {
     if !flags.oci_worker_gc.or(file.gc).unwrap_or(true) {
         return Ok(None);
     }
-    let mut gc = GcSettings {
-        policies: file.gcpolicy.clone(),
-        reserved: file.reserved_space.or(file.gc_keep_storage),
-        max_used: file.max_used_space,
-        min_free: file.min_free_space,
-    };
-    if let Some(text) = &flags.oci_worker_gc_keepstorage {
-        let mut spaces = text.split(',').map(|part| {
-            let megabytes: i64 = part.trim().parse().with_context(|| {
-                format!("--oci-worker-gc-keepstorage {text:?}: want numbers of MB, Reserved[,Free[,Maximum]]")
-            })?;
-            anyhow::Ok(config::DiskSpace::Bytes(megabytes * 1_000_000))
-        });
-        gc.reserved = spaces.next().transpose()?;
-        gc.min_free = spaces.next().transpose()?.or(gc.min_free);
-        gc.max_used = spaces.next().transpose()?.or(gc.max_used);
-    }
-    Ok(Some(gc))
+    GcSettings::new(file, flags.oci_worker_gc_keepstorage.as_deref()).map(Some)
 }
 
 fn group_id(name: &str) -> Result<u32> {

@@ -85,6 +85,8 @@ pub struct Daemon {
     policies: Vec<GcPolicy>,
     scope: Scope,
     collecting: AtomicBool,
+    /// Somebody asked since the collector last began.
+    collection_wanted: AtomicBool,
 }
 
 impl std::fmt::Debug for Parts {
@@ -121,7 +123,10 @@ impl Daemon {
             policies: parts.policies,
             scope,
             collecting: AtomicBool::new(false),
+            collection_wanted: AtomicBool::new(false),
         });
+        // What an earlier daemon left may be too much for the rules of this one.
+        daemon.collect_soon();
         daemon.keep_history_short();
         daemon
     }
@@ -176,9 +181,13 @@ impl Daemon {
         &self.policies
     }
 
-    /// Collects garbage a little later, unless that is about to happen anyway.
+    /// Collects garbage a little later, or a while after it was collected last; never not at all.
     pub(crate) fn collect_soon(self: &Arc<Self>) {
-        if self.policies.is_empty() || self.collecting.swap(true, Ordering::AcqRel) {
+        if self.policies.is_empty() {
+            return;
+        }
+        self.collection_wanted.store(true, Ordering::Release);
+        if self.collecting.swap(true, Ordering::AcqRel) {
             return;
         }
         let (daemon, token) = (self.clone(), self.scope.token().clone());
@@ -189,15 +198,17 @@ impl Daemon {
                     () = tokio::time::sleep(time) => true,
                 }
             };
-            if pause(COLLECT_AFTER).await {
-                match daemon.store.gc(&daemon.policies).await {
-                    Ok(pruned) if pruned.records > 0 => {
-                        tracing::info!(records = pruned.records, bytes = pruned.bytes, "collected garbage");
-                    }
-                    Ok(_) => {}
-                    Err(error) => tracing::warn!(%error, "collect garbage"),
+            while pause(COLLECT_AFTER).await {
+                daemon.collection_wanted.store(false, Ordering::Release);
+                daemon.collect().await;
+                if !pause(COLLECT_EVERY).await {
+                    break;
                 }
-                pause(COLLECT_EVERY).await;
+                // In this order: who asks from now on begins anew by themselves.
+                daemon.collecting.store(false, Ordering::Release);
+                if !daemon.collection_wanted.load(Ordering::Acquire) || daemon.collecting.swap(true, Ordering::AcqRel) {
+                    return;
+                }
             }
             daemon.collecting.store(false, Ordering::Release);
         });
@@ -246,5 +257,15 @@ impl Daemon {
                 }
             }
         });
+    }
+
+    async fn collect(&self) {
+        match self.store.gc(&self.policies).await {
+            Ok(castor_store::Pruned { records, layers, bytes }) if records > 0 || layers > 0 => {
+                tracing::info!(records, layers, bytes, "collected garbage");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "collect garbage"),
+        }
     }
 }

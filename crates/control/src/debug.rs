@@ -14,13 +14,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
 /// What the debug address shows; asked anew for each request.
+#[tonic::async_trait]
 pub trait Insight: Send + Sync + 'static {
     /// Metrics in the Prometheus text format.
-    fn metrics(&self) -> String;
+    async fn metrics(&self) -> String;
     /// Builds, vertices, fetches and mounts that are in flight.
-    fn in_flight(&self) -> serde_json::Value;
-    /// Layers: lazy or eager and why, bytes fetched of size, requests.
-    fn layers(&self) -> serde_json::Value;
+    async fn in_flight(&self) -> serde_json::Value;
+    /// Layers: lazy or eager and why, bytes fetched of size, requests. The error says what cannot be read.
+    async fn layers(&self) -> Result<serde_json::Value, String>;
 }
 
 /// Why the debug address could not be opened.
@@ -98,8 +99,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn converse(stream: Box<dyn Stream>, insight: Arc<dyn Insight>, scope: Scope) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), insight.as_ref());
-        async move { Ok::<_, Infallible>(response) }
+        let insight = insight.clone();
+        async move { Ok::<_, Infallible>(answer(request.method(), request.uri().path(), insight.as_ref()).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::select! {
@@ -112,13 +113,18 @@ async fn converse(stream: Box<dyn Stream>, insight: Arc<dyn Insight>, scope: Sco
     }
 }
 
-fn answer(method: &Method, path: &str, insight: &dyn Insight) -> Response<Full<Bytes>> {
+async fn answer(method: &Method, path: &str, insight: &dyn Insight) -> Response<Full<Bytes>> {
     let json = |value: serde_json::Value| (StatusCode::OK, "application/json", format!("{value:#}\n"));
     let (status, kind, body) = match path {
         _ if method != Method::GET => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".to_owned()),
-        "/metrics" => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", insight.metrics()),
-        "/debug/inflight" => json(insight.in_flight()),
-        "/debug/layers" => json(insight.layers()),
+        "/metrics" => {
+            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", insight.metrics().await)
+        }
+        "/debug/inflight" => json(insight.in_flight().await),
+        "/debug/layers" => match insight.layers().await {
+            Ok(layers) => json(layers),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+        },
         "/" => (StatusCode::OK, "text/plain", "/metrics\n/debug/inflight\n/debug/layers\n".to_owned()),
         _ => (StatusCode::NOT_FOUND, "text/plain", format!("{path}: not found\n")),
     };
@@ -136,15 +142,16 @@ mod tests {
 
     struct Fake;
 
+    #[tonic::async_trait]
     impl Insight for Fake {
-        fn metrics(&self) -> String {
+        async fn metrics(&self) -> String {
             "castor_up 1\n".into()
         }
-        fn in_flight(&self) -> serde_json::Value {
+        async fn in_flight(&self) -> serde_json::Value {
             serde_json::json!({"builds": []})
         }
-        fn layers(&self) -> serde_json::Value {
-            serde_json::json!([])
+        async fn layers(&self) -> Result<serde_json::Value, String> {
+            Err("the disk is gone".into())
         }
     }
 
@@ -164,6 +171,8 @@ mod tests {
         assert!(get(&address, "/metrics").await.ends_with("castor_up 1\n"));
         assert!(get(&address, "/debug/inflight").await.contains("\"builds\": []"));
         assert!(get(&address, "/nothing").await.starts_with("HTTP/1.1 404"));
+        let failed = get(&address, "/debug/layers").await;
+        assert!(failed.starts_with("HTTP/1.1 500") && failed.ends_with("the disk is gone\n"), "{failed}");
         scope.close(Duration::from_secs(10)).await.unwrap();
         assert!(tokio::net::TcpStream::connect(&address).await.is_err());
     }

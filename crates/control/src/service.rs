@@ -119,8 +119,12 @@ impl Control for ControlService {
         let worker = self.daemon.worker();
         let shown =
             filters.is_empty() || filters.iter().any(|filter| worker_matches(filter, &worker.id, &worker.labels));
-        let record =
-            shown.then(|| convert::worker(worker, self.daemon.policies(), Self::version())).into_iter().collect();
+        let mut record = Vec::new();
+        if shown {
+            let mut worker = convert::worker(worker, self.daemon.policies(), Self::version());
+            worker.labels.extend(layer_labels(self.daemon.store()).await);
+            record.push(worker);
+        }
         Ok(Response::new(wire::ListWorkersResponse { record }))
     }
 
@@ -203,6 +207,29 @@ impl Control for ControlService {
         };
         done.map_err(|error| history::failed(&error))?;
         Ok(Response::new(wire::UpdateBuildHistoryResponse {}))
+    }
+}
+
+/// Layers that are told of among a worker's labels.
+const SHOWN_LAYERS: usize = 32;
+
+/// The layers that this daemon has open, those in use and used last first, as labels: clients show those, whatever they
+/// are. The debug address has all layers.
+async fn layer_labels(store: &castor_store::Store) -> Vec<(String, String)> {
+    match store.layers().await {
+        Ok(mut layers) => {
+            layers.retain(|usage| usage.layer.open);
+            layers.sort_by_key(|usage| std::cmp::Reverse((usage.in_use, usage.last_used)));
+            layers.truncate(SHOWN_LAYERS);
+            let label = |usage: castor_store::LayerUsage| {
+                (format!("castor.layer.{}", usage.layer.descriptor.digest), usage.summary())
+            };
+            layers.into_iter().map(label).collect()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "list layers");
+            Vec::new()
+        }
     }
 }
 

@@ -36,10 +36,10 @@ impl Idle {
     }
 }
 
-/// Whether a registry has the layer of the record.
+/// Whether a registry has the layer of the record. What only a client has is there as long as the client is.
 fn can_be_had_again(rec: &Rec) -> bool {
     match &rec.row.lock().body {
-        Body::Image { layer, .. } => !layer.origins.is_empty(),
+        Body::Image { layer, .. } => layer.origins.iter().any(|origin| !origin.contains("://")),
         _ => false,
     }
 }

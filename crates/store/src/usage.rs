@@ -1,5 +1,6 @@
 //! What the records take.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -56,8 +57,8 @@ pub(crate) fn last_uses(records: &[Arc<Rec>]) -> HashMap<RecordId, Timestamp> {
         let mut pending = vec![rec.id.clone()];
         while let Some(id) = pending.pop() {
             let Some(rec) = by_id.get(id.as_str()) else { continue };
-            if !uses.contains_key(&id) {
-                uses.insert(id, used);
+            if let Entry::Vacant(entry) = uses.entry(id) {
+                entry.insert(used);
                 pending.extend(rec.depends_on());
             }
         }
