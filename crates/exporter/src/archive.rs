@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::image::Assembled;
 use crate::options::parse_bool;
+use crate::tally::Tally;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageExporter, ImageOptions, Response};
 
 /// How long an exporter waits for its client's session.
@@ -79,6 +80,7 @@ impl ArchiveExporter {
         caller: &Caller,
         files: Vec<Entry<'_>>,
         response: &Response,
+        tally: &Tally,
     ) -> Result<(), ExportError> {
         let mut stream = filesend::open(caller, cx.index, response).map_err(client)?;
         for file in files {
@@ -88,8 +90,10 @@ impl ArchiveExporter {
             let mut pieces = self.open(cx, content).await?;
             let mut written = 0;
             while let Some(piece) = pieces.next().await.transpose()? {
-                written += piece.len() as u64;
+                let length = piece.len();
+                written += length as u64;
                 stream.write(piece).await.map_err(client)?;
+                tally.add(length as i64);
             }
             if written != size {
                 return Err(ExportError::Client(format!("{} has {written} bytes instead of {size}", file.path)));
@@ -278,9 +282,10 @@ impl Exporter for ArchiveExporter {
             if !self.tar {
                 return self.send_blobs(cx, &caller, &assembled).await;
             }
-            let sending = cx.cx.reporter().start("sending tarball", "", 0);
             let files = entries(self.kind, &assembled, &root, &names)?;
-            self.send_tar(cx, &caller, files, &response).await?;
+            let total: u64 = files.iter().map(|file| file.size).sum();
+            let sending = Tally::start(cx.cx.reporter(), "sending tarball", total.cast_signed());
+            self.send_tar(cx, &caller, files, &response, &sending).await?;
             sending.finish();
             Ok(())
         };

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::options::{parse_bool, parse_epoch};
+use crate::tally::Tally;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, OptionError, PlatformResult, Response};
 
 /// How long an exporter waits for its client's session.
@@ -261,13 +262,15 @@ impl Exporter for TarExporter {
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
         let tree = whole(cx, result, result.multi_platform, self.options.epoch(result)?).await?;
         let caller = caller(&self.sessions, cx).await?;
-        let sending = cx.cx.reporter().start("sending tarball", "", 0);
+        let sending = Tally::start(cx.cx.reporter(), "sending tarball", 0);
         let mut stream = filesend::open(&caller, cx.index, &BTreeMap::new()).map_err(client)?;
         let (sender, mut pieces) = mpsc::channel(4);
         let writing = castor_task::reading(move || write_tar(tree.as_ref(), Pieces::new(sender)));
         let forwarding = async {
             while let Some(piece) = pieces.recv().await {
+                let length = piece.len();
                 stream.write(piece).await.map_err(client)?;
+                sending.add(length as i64);
             }
             Ok::<_, ExportError>(stream)
         };

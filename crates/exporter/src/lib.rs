@@ -9,6 +9,7 @@ mod files;
 mod image;
 mod options;
 mod push;
+mod tally;
 mod result;
 
 use std::collections::BTreeMap;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use crate::ExportError;
 use crate::document::Document;
 use crate::image::Assembled;
+use crate::tally::Tally;
 
 /// Blobs that are on their way at once; the registry client bounds connections per host itself.
 const AT_ONCE: usize = 8;
@@ -33,6 +35,10 @@ struct LayerSource<'a> {
     blobs: &'a Blobs,
     cx: &'a Cx,
     layer: &'a LayerBlob,
+    /// Of all layers.
+    tally: &'a Tally,
+    /// What this one has added to it.
+    sent: AtomicU64,
 }
 
 #[async_trait]
@@ -40,6 +46,11 @@ impl BlobSource for LayerSource<'_> {
     async fn open(&self) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
         let blob = self.blobs.open(self.cx, self.layer).await.map_err(io::Error::other)?;
         Ok(blob.stream(0))
+    }
+
+    fn progress(&self, sent: u64) {
+        let before = self.sent.swap(sent, Ordering::Relaxed);
+        self.tally.add(sent.cast_signed() - before.cast_signed());
     }
 }
 
@@ -62,13 +73,14 @@ impl Push<'_> {
 
     async fn run_one(&self, image: &Assembled, reference: &Reference, by_digest: bool) -> Result<(), ExportError> {
         let repository = Repository::from(reference);
-        let pushing = self.cx.reporter().start("pushing layers", "", 0);
         // A layer that stands twice in an image is one blob.
         let layers: BTreeMap<Digest, &LayerBlob> =
             image.layers.iter().map(|layer| (layer.descriptor.digest, layer)).collect();
+        let total: u64 = layers.values().map(|layer| layer.descriptor.size).sum();
+        let pushing = Tally::start(self.cx.reporter(), "pushing layers", total.cast_signed());
         let mut pushes: Vec<BoxFuture<'_, Result<(), ExportError>>> = Vec::with_capacity(layers.len());
         for layer in layers.into_values() {
-            pushes.push(Box::pin(self.layer(layer, &repository, reference)));
+            pushes.push(Box::pin(self.layer(layer, &repository, reference, &pushing)));
         }
         futures::stream::iter(pushes).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         for config in &image.configs {
@@ -101,12 +113,15 @@ impl Push<'_> {
         layer: &LayerBlob,
         repository: &Repository,
         reference: &Reference,
+        tally: &Tally,
     ) -> Result<(), ExportError> {
         let origins: Vec<Repository> =
             layer.image.iter().flat_map(|image| &image.origins).filter_map(|origin| origin.parse().ok()).collect();
-        let source = LayerSource { blobs: self.blobs, cx: self.cx, layer };
+        let source = LayerSource { blobs: self.blobs, cx: self.cx, layer, tally, sent: AtomicU64::new(0) };
         castor_task::crash_point("export");
         let pushed = self.registry.push_blob(repository, &layer.descriptor, &origins, &source, &self.access).await;
+        // What was there already is done as well.
+        source.progress(layer.descriptor.size);
         pushed.map(drop).map_err(|source| self.failed(reference, layer.descriptor.digest, source))
     }
 
