@@ -13,6 +13,7 @@ use castor_progress::Reporter;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 
+use crate::complete::ingest_name;
 use crate::error::LayerError;
 use crate::layer::{Core, Object};
 use crate::origin::Origin;
@@ -43,6 +44,7 @@ pub(crate) async fn download(
             place = shared.downloads.clone().acquire_owned() => Some(place.map_err(|_| LayerError::Cancelled)?),
         },
     };
+    let here = here || (adopted.is_none() && completed(core, reporter).await?);
     let dir = shared.new_dir()?;
     let outcome = async {
         let unpacked = if here {
@@ -64,6 +66,39 @@ pub(crate) async fn download(
         .await;
     }
     outcome
+}
+
+/// Whether the blob is here after all: what was fetched of it for a lazy layer is not fetched again, only the rest.
+async fn completed(core: &Arc<Core>, reporter: &Reporter) -> Result<bool, LayerError> {
+    let state = |e: castor_content::Error| LayerError::State(with_sources(&e));
+    let (content, name) = (&core.shared.content, ingest_name(core.id.blob));
+    if content.ingest_space(&name).await.map_err(state)? == 0 {
+        return Ok(false);
+    }
+    let descriptor = core.origin.lock().descriptor.clone();
+    let present = content.ingest(&name, &descriptor).await.map_err(state)?.present().cast_signed();
+    if present == 0 {
+        return Ok(false);
+    }
+    let size = descriptor.size.cast_signed();
+    let mut task = reporter.start(descriptor.digest.to_string(), "downloading", size);
+    task.update(present);
+    let made = tokio::select! {
+        () = core.scope.token().cancelled() => return Err(LayerError::Cancelled),
+        made = crate::complete::blob(core) => made,
+    };
+    match made {
+        Ok(()) => {
+            task.set("done", size, size);
+            Ok(true)
+        }
+        // What was kept was wrong, and is gone.
+        Err(LayerError::Content { reason, .. }) => {
+            tracing::warn!(layer = %core.id.blob, reason, "what was kept of a layer is fetched again");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads the blob from the registry; a copy goes to the content store, and both verify it.

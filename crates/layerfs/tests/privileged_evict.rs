@@ -120,6 +120,39 @@ async fn privileged_what_was_verified_stays_so_without_its_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_who_wants_a_layer_first_takes_what_was_fetched_of_it_lazily() {
+    let bench = Bench::new().await;
+    let (blob, contents) = many(300);
+    let source = Source::new(&blob);
+    let lazy = open(&bench, &source, Lazy::Require).await;
+    let tree = bench.engine.image_tree(&[lazy.id()]).await.unwrap();
+    for (number, content) in contents.iter().take(60).enumerate() {
+        assert_eq!(&read(&tree, &name(number)).await.unwrap(), content);
+    }
+    drop((tree, lazy));
+    let first = open(&bench, &source, Lazy::Never).await;
+    assert_eq!((first.id().toc, first.verified()), (None, Some(blob.diff_id)));
+    let (sent, size) = (source.sent(), blob.bytes.len() as u64);
+    // What lies between two parts may come twice, where one request more would cost more.
+    assert!(sent >= size && sent < size + (200 << 10), "{sent} of {size}");
+    let tree = bench.engine.image_tree(&[first.id()]).await.unwrap();
+    assert_eq!(read(&tree, &name(299)).await.unwrap(), contents[299]);
+    drop((tree, first));
+
+    // Wrong bytes among what was kept are found, and cost a download.
+    let blob = estargz(&Tar::default().file("f", &Random::new(21).bytes(400_000)).bytes(), 4 << 20);
+    let source = Source::new(&blob);
+    let reference = format!("layer-{}", blob.descriptor.digest.hex());
+    let ingest = bench.content.ingest(&reference, &blob.descriptor).await.unwrap();
+    ingest.write_at(0, &[7; 1000]).unwrap();
+    drop(ingest);
+    let first = open(&bench, &source, Lazy::Never).await;
+    assert_eq!(first.verified(), Some(blob.diff_id));
+    drop(first);
+    bench.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_layer_without_chunks_goes_as_a_whole() {
     let bench = Bench::new().await;
     let blob = gzip(&Tar::default().file("f", &Random::new(3).bytes(300_000)).bytes());
