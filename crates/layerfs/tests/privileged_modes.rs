@@ -25,6 +25,45 @@ fn the_server_of_image_trees() {
     modes::serve_if_asked();
 }
 
+/// The filter, of no test, that says that this program runs in a user namespace.
+const CONFINED: &str = "in-a-user-namespace";
+
+/// A daemon in a user namespace can mount no EROFS: it takes mode `fuse` by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_confined_daemon() {
+    if !std::env::args().any(|argument| argument == CONFINED) {
+        return;
+    }
+    let bench = Bench::with(|config| config.server = Some(modes::server())).await;
+    let modes = bench.engine.modes();
+    assert_eq!((&modes.complete, &modes.lazy), (&Ok(Mode::Fuse), &Ok(Mode::Fuse)), "{:?}", modes.passed_over);
+    let (blob, contents) = many(100, 40_000);
+    let source = Source::new(&blob);
+    let layer = open(&bench, &source).await;
+    let tree = tree_of(&bench, std::slice::from_ref(&layer)).await;
+    assert_eq!(read(&tree, &name(70)).await.unwrap(), contents[70]);
+    layer.complete().await.unwrap();
+    source.faults.lock().down = true;
+    for (number, content) in contents.iter().enumerate() {
+        assert_eq!(&read(&tree, &name(number)).await.unwrap(), content, "{number}");
+    }
+    drop((tree, layer));
+    bench.engine.shutdown().await;
+}
+
+#[test]
+fn privileged_a_user_namespace_is_enough_for_mode_fuse() {
+    // Root only to open the device of FUSE, which on this machine may be nobody else's.
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "the_confined_daemon", CONFINED])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Runs scenarios in every mode that serves lazy layers.
 macro_rules! over_lazy_modes {
     ($($scenario:ident),* $(,)?) => {
