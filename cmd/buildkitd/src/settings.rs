@@ -221,7 +221,12 @@ fn worker(flags: &Flags, config: &Config, warnings: &mut Vec<String>) -> Result<
         .map(|text| text.parse().with_context(|| format!("worker platform {text:?}")))
         .collect::<Result<Vec<Platform>>>()?;
     if platforms.is_empty() {
-        platforms.push(Platform::host());
+        let host = Platform::host();
+        let others = castor_executor::emulation::ARCHITECTURES.into_iter().filter(|other| *other != host.architecture);
+        let emulated = others.filter(|architecture| castor_executor::emulation::can_run(architecture).is_ok());
+        let emulated: Vec<Platform> = emulated.map(|architecture| Platform::new("linux", architecture, "")).collect();
+        platforms.push(host);
+        platforms.extend(emulated);
     }
     let snapshotter = match flags.oci_worker_snapshotter.as_deref().or(file.snapshotter.as_deref()) {
         Some("stargz") => Snapshotter::Stargz,

@@ -8,6 +8,7 @@
 
 mod bundle;
 mod cgroup;
+pub mod emulation;
 mod error;
 mod logs;
 mod mounts;

@@ -23,6 +23,16 @@ pub enum OpError {
     /// castor does not do this yet.
     #[error("{0} is not supported by castor yet")]
     Unsupported(String),
+    /// The host cannot run programs of that platform.
+    #[error("a process for {wanted} cannot run on {host}: {reason}")]
+    Platform {
+        /// The platform of the step.
+        wanted: String,
+        /// The host's.
+        host: String,
+        /// Why, and what to do about it.
+        reason: String,
+    },
     /// The build may not do this.
     #[error("{0} is not allowed")]
     NotAllowed(&'static str),

@@ -35,15 +35,25 @@ impl Exec {
         let mut meta = self.meta()?;
         meta.env.extend(self.secret_env(cx).await?);
 
+        self.runs_here().await?;
         let reads = Reads::watch(&self.worker, cx, inputs).await?;
         let result = self.run_with(cx, inputs, meta).await;
-        if result.is_err() && !self.worker.can_run(&self.platform) {
-            // Programs of another platform run if the kernel knows an interpreter for them; castor brings none.
-            let (wanted, host) = (&self.platform, Platform::host());
-            cx.reporter()
-                .warn(format!("a process for {wanted} failed on {host}: castor does not emulate platforms yet"));
-        }
         judge(result, reads.finish().await)
+    }
+
+    /// Refuses processes for platforms that this machine cannot run, not even with an emulator.
+    async fn runs_here(&self) -> Result<(), OpError> {
+        if self.worker.can_run(&self.platform) {
+            return Ok(());
+        }
+        let (wanted, host) = (self.platform.to_string(), Platform::host());
+        let failed = |reason: String| OpError::Platform { wanted: wanted.clone(), host: host.to_string(), reason };
+        if self.platform.os != host.os {
+            return Err(failed("it is another operating system".to_owned()));
+        }
+        let architecture = self.platform.architecture.clone();
+        let found = castor_task::blocking(move || castor_executor::emulation::can_run(&architecture)).await;
+        found.map_err(|error| failed(error.to_string()))
     }
 
     async fn run_with(&self, cx: &Cx, inputs: &[ImmutableRef], meta: Meta) -> Result<Outputs<ImmutableRef>, OpError> {
