@@ -73,6 +73,29 @@ impl Blobs {
         futures::future::try_join_all(parts.into_iter().map(|part| self.layer(cx, part, compression))).await
     }
 
+    /// The layers of `reference` as [`layers`](Self::layers) would give them, if all of them have their blobs already:
+    /// nothing is made and nothing fetched.
+    pub async fn existing(
+        &self,
+        cx: &Cx,
+        reference: &ImmutableRef,
+        compression: Compression,
+    ) -> Result<Option<Vec<LayerBlob>>, Arc<BlobError>> {
+        let mut layers = Vec::new();
+        for part in reference.parts() {
+            if let PartKind::Image(layer) = &part.kind
+                && layer.diff_id.is_some()
+                && (!compression.force || compression.fits(&layer.descriptor))
+            {
+                layers.push(self.image_layer(cx, &part, layer).await?);
+                continue;
+            }
+            let Some(variant) = self.remembered(&part, compression).await? else { return Ok(None) };
+            layers.push(made(part, variant));
+        }
+        Ok(Some(layers))
+    }
+
     async fn layer(&self, cx: &Cx, part: Part, compression: Compression) -> Result<LayerBlob, Arc<BlobError>> {
         if let PartKind::Image(layer) = &part.kind
             && (!compression.force || compression.fits(&layer.descriptor))
@@ -90,14 +113,7 @@ impl Blobs {
                 made.await.map_err(|aborted| Arc::new(BlobError::from(aborted)))??
             }
         };
-        Ok(LayerBlob {
-            descriptor: variant.descriptor,
-            diff_id: variant.diff_id,
-            created: part.created,
-            description: part.description,
-            image: None,
-            record: part.record,
-        })
+        Ok(made(part, variant))
     }
 
     /// An image's own layer, as it is.
@@ -170,5 +186,17 @@ impl Blobs {
         }
         record.fetch_blob(cx).await?;
         Ok(self.store.content().open(digest).await?)
+    }
+}
+
+/// A blob that was made here, as a layer.
+fn made(part: Part, variant: Variant) -> LayerBlob {
+    LayerBlob {
+        descriptor: variant.descriptor,
+        diff_id: variant.diff_id,
+        created: part.created,
+        description: part.description,
+        image: None,
+        record: part.record,
     }
 }

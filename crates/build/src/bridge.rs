@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use castor_exporter::BuildResult;
 use castor_frontend::FrontendRequest;
 use castor_llb::{Definition, Graph, Limits};
-use castor_ops::bridge::{ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo};
+use castor_ops::bridge::{CacheImport, ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo};
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_progress::{Event, Reporter, Timestamp, Warning};
 use castor_proto::fsutil::Stat;
-use castor_solver::{Cx, Edge, Job};
+use castor_solver::{Cx, Edge, Job, KeyId};
 use castor_store::ImmutableRef;
 use castor_task::CancellationToken;
 use parking_lot::Mutex;
 
 use crate::entitlements::Granted;
 use crate::provenance::{Asked, Capture, ImageSource, Trail};
+use crate::remote_cache::{self, Client, Imports};
 use crate::{Daemon, Request};
 
 /// How many frontends of one build may run at once: the bound for those that call each other without end.
@@ -43,6 +45,10 @@ struct Shared {
     /// What the client itself asked for, and all below.
     root: Arc<Trail>,
     started: Timestamp,
+    /// The caches that are looked into besides the daemon's own.
+    imports: Imports,
+    /// The keys in the daemon's cache of refs that were computed, by their ids.
+    keys: Mutex<BTreeMap<String, Vec<KeyId>>>,
 }
 
 impl BuildBridge {
@@ -59,8 +65,18 @@ impl BuildBridge {
             inputs: request.inputs.clone(),
         });
         let trail = root.clone();
-        let build =
-            Shared { daemon, request, job, granted, token, frontends: Mutex::new(0), root, started: Timestamp::now() };
+        let build = Shared {
+            daemon,
+            request,
+            job,
+            granted,
+            token,
+            frontends: Mutex::new(0),
+            root,
+            started: Timestamp::now(),
+            imports: Imports::default(),
+            keys: Mutex::default(),
+        };
         Self::with_trail(Arc::new(build), trail)
     }
 
@@ -78,13 +94,38 @@ impl BuildBridge {
         self.build.started
     }
 
+    /// What the build imports.
+    pub(crate) fn imports(&self) -> &Imports {
+        &self.build.imports
+    }
+
+    /// On whose behalf caches are read and written.
+    pub(crate) fn client(&self) -> Client<'_> {
+        let Shared { daemon, request, job, token, .. } = self.build.as_ref();
+        Client { daemon, session: &request.session, sink: job.sink(), token: token.clone() }
+    }
+
+    /// For each platform of `computed`, which is what came of `result`, the keys in the daemon's cache.
+    pub(crate) fn roots(&self, result: &SolveResult, computed: &BuildResult) -> Vec<Vec<KeyId>> {
+        let keys = self.build.keys.lock();
+        let of = |reference: Option<&LazyRef>| {
+            reference.and_then(|reference| keys.get(reference.id())).cloned().unwrap_or_default()
+        };
+        match &result.refs {
+            Refs::Single(reference) => vec![of(reference.as_ref())],
+            Refs::Map(refs) => {
+                computed.platforms.iter().map(|platform| of(refs.get(&platform.id).and_then(Option::as_ref))).collect()
+            }
+        }
+    }
+
     /// A context outside of the solver, which reports to `reporter`.
     pub(crate) fn cx(&self, reporter: Reporter) -> Cx {
         Cx::standalone(self.build.token.clone(), reporter, vec![self.build.request.session.clone()])
     }
 
     /// Checks a definition and makes it a ref; nothing is computed. An empty one is scratch.
-    fn load(&self, definition: Definition) -> Result<Option<LazyRef>, BridgeError> {
+    fn load(&self, definition: Definition, imports: Vec<CacheImport>) -> Result<Option<LazyRef>, BridgeError> {
         if definition.is_empty() {
             return Ok(None);
         }
@@ -94,6 +135,7 @@ impl BuildBridge {
         self.build.daemon.ops.load(&graph, self.build.granted.for_ops())?;
         let reference = LazyRef::new(castor_ops::random_id(), definition, Arc::new(graph));
         self.trail.made_ref(&reference);
+        self.build.imports.ask(reference.id(), imports);
         Ok(Some(reference))
     }
 
@@ -101,12 +143,14 @@ impl BuildBridge {
     pub(crate) async fn compute(&self, reference: &LazyRef) -> Result<ImmutableRef, BridgeError> {
         let Some(result) = reference.graph().result else { return Ok(self.build.daemon.store.scratch()) };
         let graph = self.build.daemon.ops.load(reference.graph(), self.build.granted.for_ops())?;
+        let graph = graph.with_caches(self.build.imports.get(&self.client(), reference.id()).await);
         let edge = Edge { vertex: result.vertex, output: result.output };
         let built = self.build.job.build(&graph, edge).await;
         let built = built
             .map_err(|error| castor_ops::failure(&error, reference.graph(), reference.definition().source.as_ref()))?;
         self.build.root.computed(reference.id());
         self.trail.computed(reference.id());
+        self.build.keys.lock().insert(reference.id().to_owned(), built.keys);
         Ok(built.result)
     }
 
@@ -139,11 +183,12 @@ impl BuildBridge {
 #[async_trait]
 impl Bridge for BuildBridge {
     async fn solve(&self, request: SolveRequest) -> Result<SolveResult, BridgeError> {
+        remote_cache::check_imports(&request.cache_imports)?;
         let evaluate = request.evaluate;
         let definition = request.definition.clone().unwrap_or_default();
         let result = match (request.frontend.is_empty(), definition.is_empty()) {
             (true, _) => {
-                let loaded = self.load(definition)?;
+                let loaded = self.load(definition, request.cache_imports)?;
                 if let Some(reference) = &loaded {
                     self.build.daemon.ops.forget_caches(reference.graph()).await;
                 }

@@ -8,6 +8,7 @@ mod entitlements;
 mod history;
 mod journal;
 mod provenance;
+mod remote_cache;
 mod request;
 mod run;
 pub mod status;

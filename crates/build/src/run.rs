@@ -9,15 +9,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use castor_exporter::{
-    ArchiveExporter, ArchiveKind, BuildResult, ExportCx, Exporter, ImageExporter, LocalExporter, Response, TarExporter,
+    ArchiveExporter, ArchiveKind, BuildResult, ExportCx, Exporter, ImageExporter, InlineCache, LocalExporter, Response,
+    TarExporter,
 };
 use castor_frontend::Gateway;
 use castor_oci::{Descriptor, Digest};
-use castor_ops::bridge::code;
+use castor_ops::bridge::{CacheImport, code};
 use castor_ops::{Bridge, BridgeError, Refs, SolveRequest, SolveResult};
 use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex, Warning};
 use castor_proto::{control as wire, rpc};
 use castor_registry::Access;
+use castor_remotecache::InlineRecords;
 use castor_session::auth::SessionCredentials;
 use castor_solver::{Job, JobOptions};
 use castor_store::ImmutableRef;
@@ -29,6 +31,7 @@ use crate::daemon::Traced;
 use crate::entitlements::Granted;
 use crate::history::{Ended, Results};
 use crate::provenance::{Facts, Known, Wishes};
+use crate::remote_cache::Exports;
 use crate::{ActiveBuild, Builds, Daemon, ExporterRequest, Request, TraceContext};
 
 /// Prefix of the frontend's metadata that is passed to the client.
@@ -103,7 +106,6 @@ impl Build {
 
     fn open(&self, sink: Arc<dyn Sink>) -> Result<(Arc<Job<ImmutableRef>>, Granted), BridgeError> {
         let granted = Granted::new(&self.request.entitlements, &self.daemon.allowed)?;
-        self.refuse_what_is_not_here()?;
         let attributes: BTreeMap<String, String> = STEP_ATTRIBUTES
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), self.request.options.get(*name)?.clone())))
@@ -121,19 +123,6 @@ impl Build {
             .job(options)
             .map_err(|error| BridgeError::new(code::ALREADY_EXISTS, error.to_string()))?;
         Ok((Arc::new(job), granted))
-    }
-
-    /// What a client may ask for and castor does not do yet is refused by name before anything is built.
-    fn refuse_what_is_not_here(&self) -> Result<(), BridgeError> {
-        if let Some(export) = self.request.cache_exports.first() {
-            let message = format!("cache export of type {:?} is not supported by castor yet", export.kind);
-            return Err(BridgeError::unimplemented(message));
-        }
-        if let Some(import) = self.request.cache_imports.first() {
-            let message = format!("cache import of type {:?} is not supported by castor yet", import.kind);
-            return Err(BridgeError::unimplemented(message));
-        }
-        Ok(())
     }
 
     /// 2 to 5. A build whose client leaves is told so and ends by itself; nothing is dropped half way.
@@ -155,6 +144,7 @@ impl Build {
 
     async fn build(&self, bridge: &Arc<BuildBridge>, job: &Arc<Job<ImmutableRef>>) -> Result<Response, BridgeError> {
         let exporters = self.exporters()?;
+        let caches = Exports::parse(&self.request.cache_exports)?;
         let wishes = Wishes::of(&self.request.options).map_err(|error| BridgeError::unknown(error.to_string()))?;
         // 2, 3: the frontend's result, still lazy.
         let result = self.frontend(bridge).await?;
@@ -162,6 +152,10 @@ impl Build {
         let mut computed = self.compute(bridge, &result).await?;
         self.state(bridge, &result, &mut computed, wishes).await?;
         self.verify(&computed, exporters.len(), job);
+        let roots = bridge.roots(&result, &computed);
+        let cache_parts = self.daemon.export_parts(bridge.imports().all());
+        let inline: Option<Arc<dyn InlineCache>> =
+            caches.inline().then(|| Arc::new(InlineRecords { parts: cache_parts.clone(), roots: roots.clone() }) as _);
         // 5: out.
         let mut response: Response = result
             .metadata
@@ -172,11 +166,14 @@ impl Build {
         let exports = exporters
             .iter()
             .enumerate()
-            .map(|(index, exporter)| self.export(index, exporter.as_ref(), &computed, bridge, job));
+            .map(|(index, exporter)| self.export(index, exporter.as_ref(), &computed, bridge, job, inline.clone()));
         for (index, part) in futures::future::try_join_all(exports).await?.into_iter().enumerate() {
             self.note_exported(index, &part);
             response.extend(part);
         }
+        // 6: what is known now, for other daemons. The images' blobs exist: caches take the same.
+        let client = bridge.client();
+        response.extend(caches.run(&client, &cache_parts, &roots.concat()).await?);
         Ok(response)
     }
 
@@ -250,7 +247,12 @@ impl Build {
             frontend: request.frontend.clone(),
             options: request.options.clone(),
             inputs: request.inputs.clone(),
-            cache_imports: Vec::new(),
+            cache_imports: self
+                .request
+                .cache_imports
+                .iter()
+                .map(|import| CacheImport { kind: import.kind.clone(), attrs: import.attrs.clone() })
+                .collect(),
             evaluate: false,
         };
         bridge.solve(solve).await
@@ -342,6 +344,7 @@ impl Build {
         result: &BuildResult,
         bridge: &BuildBridge,
         job: &Job<ImmutableRef>,
+        inline_cache: Option<Arc<dyn InlineCache>>,
     ) -> Result<Response, BridgeError> {
         let session = &self.request.session;
         let mut vertex = Vertex {
@@ -359,6 +362,7 @@ impl Build {
             access: Access::new(Arc::new(credentials)),
             session: session.clone(),
             index,
+            inline_cache,
         };
         let exported = exporter.export(&cx, result).await;
         vertex.completed = Some(Timestamp::now());

@@ -181,7 +181,7 @@ fn blob_path(digest: &Digest) -> String {
 /// Everything that an image is made of, each blob once.
 fn blobs(image: &Assembled) -> BTreeMap<Digest, (&Descriptor, Content<'_>)> {
     let layers = image.layers.iter().map(|layer| (&layer.descriptor, Content::Layer(layer)));
-    let documents = image.configs.iter().chain(&image.manifests).chain([&image.root]);
+    let documents = image.configs.iter().chain(&image.extras).chain(&image.manifests).chain([&image.root]);
     let documents = documents.map(|one| (&one.descriptor, Content::Bytes(one.bytes.clone().into())));
     layers.chain(documents).map(|(descriptor, content)| (descriptor.digest, (descriptor, content))).collect()
 }
@@ -269,7 +269,7 @@ impl Exporter for ArchiveExporter {
         }
         let image = self.image.for_result(result)?;
         let names = image.options().references(result.text("image.name"))?;
-        let assembled = image.assemble(cx, result).await?;
+        let assembled = image.assemble(cx, result, &names, false).await?;
         let mut root = assembled.root.descriptor.clone();
         let created = image.options().epoch.unwrap_or_else(Timestamp::now);
         root.annotations.entry(CREATED.into()).or_insert_with(|| created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
@@ -305,9 +305,10 @@ mod tests {
     use castor_oci::Annotations;
 
     fn image() -> Assembled {
-        let config = document::image_config(br#"{"os":"linux","architecture":"amd64"}"#, &[], None, true).unwrap();
+        let config =
+            document::image_config(br#"{"os":"linux","architecture":"amd64"}"#, &[], None, None, true).unwrap();
         let root = document::manifest(config.descriptor.clone(), Vec::new(), Annotations::new(), true);
-        Assembled { root, manifests: Vec::new(), configs: vec![config], layers: Vec::new() }
+        Assembled { root, manifests: Vec::new(), configs: vec![config], layers: Vec::new(), extras: Vec::new() }
     }
 
     #[test]

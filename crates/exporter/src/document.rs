@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
 use castor_oci::{Annotations, Descriptor, Digest, History, Index, Manifest, media_type};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
+
+/// The key of a config that holds cache records.
+const INLINE_CACHE: &str = "moby.buildkit.cache.v0";
 
 /// What is known of a layer that an image gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +32,7 @@ pub struct Document {
 }
 
 impl Document {
-    fn new(media_type: &str, bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(media_type: &str, bytes: Vec<u8>) -> Self {
         Self { descriptor: Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64), bytes }
     }
 }
@@ -50,11 +54,12 @@ pub enum ConfigError {
 /// Completes a frontend's `config` to the config of an image with `layers`, lowest first: diff IDs, a history that has
 /// one entry per layer, and times. Fields that castor does not know stay as they are.
 ///
-/// Times of layers are cut to `epoch` where there is one.
+/// Times of layers are cut to `epoch` where there is one. `cache` are the cache records that the image carries.
 pub fn image_config(
     config: &[u8],
     layers: &[LayerFacts],
     epoch: Option<Timestamp>,
+    cache: Option<&[u8]>,
     oci: bool,
 ) -> Result<Document, ConfigError> {
     #[derive(Serialize)]
@@ -81,6 +86,10 @@ pub fn image_config(
     if !fields.contains_key("created") {
         let last = history.iter().rev().find_map(|entry| entry.created.as_ref());
         fields.insert("created".into(), serde_json::value::to_raw_value(&last)?);
+    }
+    if let Some(cache) = cache {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(cache);
+        fields.insert(INLINE_CACHE.into(), serde_json::value::to_raw_value(&encoded)?);
     }
     let compact = compact(&serde_json::to_string(&fields)?);
     Ok(Document::new(if oci { media_type::OCI_CONFIG } else { media_type::DOCKER_CONFIG }, escape(compact)))
@@ -163,7 +172,7 @@ fn pretty(value: &impl Serialize) -> String {
 }
 
 /// JSON without the white space between its tokens.
-fn compact(text: &str) -> String {
+pub(crate) fn compact(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let (mut in_string, mut escaped) = (false, false);
     for c in text.chars() {
@@ -180,8 +189,53 @@ fn compact(text: &str) -> String {
     out
 }
 
+/// Compact JSON, one thing a line, two spaces a level.
+pub(crate) fn indent(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() * 2);
+    let (mut in_string, mut escaped, mut level) = (false, false, 0_usize);
+    let mut characters = text.chars().peekable();
+    let line = |out: &mut String, level: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n("  ", level));
+    };
+    while let Some(c) = characters.next() {
+        if in_string {
+            in_string = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+            out.push(c);
+            continue;
+        }
+        match c {
+            '{' | '[' if matches!(characters.peek(), Some('}' | ']')) => {
+                out.push(c);
+                out.extend(characters.next());
+            }
+            '{' | '[' => {
+                level += 1;
+                out.push(c);
+                line(&mut out, level);
+            }
+            '}' | ']' => {
+                level = level.saturating_sub(1);
+                line(&mut out, level);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, level);
+            }
+            ':' => out.push_str(": "),
+            c => {
+                in_string = c == '"';
+                out.push(c);
+            }
+        }
+    }
+    out
+}
+
 /// The escapes that Go's encoder adds for the sake of HTML; these characters only stand inside strings.
-fn escape(text: String) -> Vec<u8> {
+pub(crate) fn escape(text: String) -> Vec<u8> {
     if !text.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
         return text.into_bytes();
     }
@@ -221,7 +275,7 @@ mod tests {
                 {"created":"2023-11-14T22:13:20Z","created_by":"ENV A=1","comment":"buildkit.dockerfile.v0","empty_layer":true}]}"#;
         let diff_id = "sha256:b01d04ee7ea416e79c188168c7841d443fc516658bb43e1dd569cb9a9fbbc778".parse().unwrap();
         let layer = LayerFacts { diff_id, created: None, description: String::new() };
-        let config = image_config(config.as_bytes(), &[layer], None, true).unwrap();
+        let config = image_config(config.as_bytes(), &[layer], None, None, true).unwrap();
         assert_eq!(
             config.descriptor.digest.to_string(),
             "sha256:308bb7f3d704124a56d1decf4eb7e52da1995cc6f5f4e617fd3d6c221efea9d4",
@@ -241,7 +295,7 @@ mod tests {
     fn an_image_without_layers_has_gos_nulls() {
         // Golden case exporter/empty-result.
         let config = r#"{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"WorkingDir":"/"}}"#;
-        let config = image_config(config.as_bytes(), &[], None, true).unwrap();
+        let config = image_config(config.as_bytes(), &[], None, None, true).unwrap();
         let manifest = manifest(config.descriptor, vec![], Annotations::new(), true);
         assert_eq!(
             manifest.descriptor.digest.to_string(),
@@ -280,6 +334,7 @@ mod tests {
         let config = image_config(
             br#"{ "os": "linux", "architecture": "amd64", "x": {"b": "<&>", "a": 1} , "config": null}"#,
             &[],
+            None,
             None,
             false,
         )

@@ -7,7 +7,7 @@ use castor_oci::Digest;
 use castor_store::StoreError;
 
 use crate::document::ConfigError;
-use crate::{OptionError, ResultError};
+use crate::{InlineError, OptionError, ResultError};
 
 /// Why an export failed.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,15 @@ pub enum ExportError {
     /// A frontend's image config is malformed.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A statement is no JSON.
+    #[error("failed to marshal attestation: {0}")]
+    Attestation(#[source] serde_json::Error),
+    /// Two statements have the same file.
+    #[error("duplicate attestation path name {0}")]
+    SameAttestation(String),
+    /// Cache records could not be made.
+    #[error(transparent)]
+    Inline(#[from] InlineError),
     /// A layer has no blob.
     #[error(transparent)]
     Blob(#[from] Arc<BlobError>),

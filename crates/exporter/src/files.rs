@@ -9,13 +9,15 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use castor_archive::Timestamp as TarTime;
 use castor_archive::tar::{Header, Kind, Writer};
-use castor_fsutil::{Directory, Files, MapResult, Stat, Subdirectories, Tree, Visit, WalkError, mode};
+use castor_fsutil::{Directory, Files, MapResult, Overlaid, Stat, Subdirectories, Tree, Visit, WalkError, mode};
+use castor_oci::Hasher;
 use castor_session::{Caller, Sessions, filesend};
 use castor_store::Mounting;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::attest::Subject;
 use crate::options::{parse_bool, parse_epoch};
 use crate::tally::Tally;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, OptionError, PlatformResult, Response};
@@ -32,11 +34,13 @@ struct FileOptions {
     delete: bool,
     /// The time that all files get.
     epoch: Option<Timestamp>,
+    /// What the names of statements' files begin with.
+    prefix: String,
 }
 
 impl FileOptions {
     fn parse(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, OptionError> {
-        let mut options = Self { split: None, delete: false, epoch: None };
+        let mut options = Self { split: None, delete: false, epoch: None, prefix: String::new() };
         for (key, value) in attrs {
             match (key.as_str(), value.as_str()) {
                 ("platform-split", _) => options.split = Some(parse_bool(key, value)?),
@@ -47,8 +51,7 @@ impl FileOptions {
                 }
                 ("source-date-epoch", "") => {}
                 ("source-date-epoch", _) => options.epoch = Some(parse_epoch(value)?),
-                // castor makes no attestations yet; the prefix of their files names nothing.
-                ("attestation-prefix", _) => {}
+                ("attestation-prefix", _) => options.prefix.clone_from(value),
                 // The client's own business, or metadata for the result.
                 _ => {}
             }
@@ -56,11 +59,14 @@ impl FileOptions {
         Ok(options)
     }
 
-    fn epoch(&self, result: &BuildResult) -> Result<Option<Timestamp>, OptionError> {
-        match (self.epoch, result.text("source.date.epoch").filter(|text| !text.is_empty())) {
-            (None, Some(text)) => Ok(Some(parse_epoch(text)?)),
-            (epoch, _) => Ok(epoch),
-        }
+    /// How files of `result` are written.
+    fn layout(&self, result: &BuildResult) -> Result<Layout, OptionError> {
+        let epoch = match (self.epoch, result.text("source.date.epoch").filter(|text| !text.is_empty())) {
+            (None, Some(text)) => Some(parse_epoch(text)?),
+            (epoch, _) => epoch,
+        };
+        let split = self.split.unwrap_or(result.multi_platform);
+        Ok(Layout { epoch, prefix: self.prefix.clone(), by_platform: result.multi_platform && !split })
     }
 }
 
@@ -80,7 +86,85 @@ impl Tree for MountedTree {
     }
 }
 
-async fn tree(
+/// How files are written.
+struct Layout {
+    /// The time that all files get.
+    epoch: Option<Timestamp>,
+    /// What the names of statements' files begin with.
+    prefix: String,
+    /// The platform is part of these names.
+    by_platform: bool,
+}
+
+impl Layout {
+    /// The name of a statement's file.
+    fn name(&self, path: &str, platform: &str) -> String {
+        let base = path.rsplit('/').next().unwrap_or(path);
+        let name = format!("{}{base}", self.prefix);
+        if !self.by_platform {
+            return name;
+        }
+        let platform = platform.replace('/', "_");
+        match name.rfind('.') {
+            Some(dot) => format!("{}.{platform}{}", &name[..dot], &name[dot..]),
+            None => format!("{name}.{platform}"),
+        }
+    }
+}
+
+/// The files of a platform's result, and what is attested of them.
+async fn tree(cx: &ExportCx, platform: &PlatformResult, layout: &Layout) -> Result<Arc<dyn Tree>, ExportError> {
+    let plain = plain_tree(cx, platform, layout.epoch).await?;
+    let attestations: Vec<_> = platform.attestations.iter().filter(|one| !one.inline_only).cloned().collect();
+    if attestations.is_empty() {
+        return Ok(plain);
+    }
+    let hashed = plain.clone();
+    let subjects = castor_task::reading(move || subjects(hashed.as_ref())).await?;
+    let time = layout.epoch.unwrap_or_else(|| Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+    let mut statements = Files::default();
+    let mut names = std::collections::HashSet::new();
+    for attestation in &attestations {
+        let name = layout.name(&attestation.path, &platform.id);
+        let bytes = crate::attest::file(attestation, &subjects).map_err(ExportError::Attestation)?;
+        let stat = Stat {
+            path: name.clone().into(),
+            mode: 0o600,
+            mod_time: i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX),
+            ..Stat::default()
+        };
+        if !names.insert(name.clone()) {
+            return Err(ExportError::SameAttestation(name));
+        }
+        statements.insert(stat, bytes);
+    }
+    Ok(Arc::new(Overlaid { lower: plain, upper: statements }))
+}
+
+/// The files of a tree, by what is in them. Blocks.
+fn subjects(tree: &dyn Tree) -> Result<Vec<Subject>, ExportError> {
+    let mut subjects = Vec::new();
+    let walked = tree.walk(&mut |stat| {
+        if mode::is_regular(stat.mode) {
+            let failed = |source| WalkError::entry("hash", &stat.path, source);
+            let mut hasher = Hasher::new();
+            let mut file = tree.open(&stat.path).map_err(failed)?;
+            let mut buffer = vec![0; 128 << 10];
+            loop {
+                match file.read(&mut buffer).map_err(failed)? {
+                    0 => break,
+                    length => hasher.update(&buffer[..length]),
+                }
+            }
+            subjects.push(Subject::new(String::from_utf8_lossy(&stat.path), hasher.finish()));
+        }
+        Ok(())
+    });
+    walked.map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(subjects)
+}
+
+async fn plain_tree(
     cx: &ExportCx,
     platform: &PlatformResult,
     epoch: Option<Timestamp>,
@@ -105,17 +189,17 @@ async fn whole(
     cx: &ExportCx,
     result: &BuildResult,
     split: bool,
-    epoch: Option<Timestamp>,
+    layout: &Layout,
 ) -> Result<Arc<dyn Tree>, ExportError> {
     if !split {
         return match result.platforms.as_slice() {
             [] => Ok(Arc::new(Files::default())),
-            [only] => tree(cx, only, epoch).await,
+            [only] => tree(cx, only, layout).await,
             _ => Err(ExportError::Client("several platforms need platform-split=true".into())),
         };
     }
     let mut trees = Subdirectories::default();
-    let time = epoch.unwrap_or_else(Timestamp::now);
+    let time = layout.epoch.unwrap_or_else(Timestamp::now);
     for platform in &result.platforms {
         let stat = Stat {
             path: platform.id.replace('/', "_").into(),
@@ -123,16 +207,16 @@ async fn whole(
             mod_time: i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX),
             ..Stat::default()
         };
-        trees.insert(stat, tree(cx, platform, epoch).await?)?;
+        trees.insert(stat, tree(cx, platform, layout).await?)?;
     }
     Ok(Arc::new(trees))
 }
 
 /// Without a directory for each, no platform may replace a file of another.
-async fn check_overlap(cx: &ExportCx, result: &BuildResult, epoch: Option<Timestamp>) -> Result<(), ExportError> {
+async fn check_overlap(cx: &ExportCx, result: &BuildResult, layout: &Layout) -> Result<(), ExportError> {
     let mut seen = std::collections::HashMap::<Bytes, String>::new();
     for platform in &result.platforms {
-        let (tree, id) = (tree(cx, platform, epoch).await?, platform.id.clone());
+        let (tree, id) = (tree(cx, platform, layout).await?, platform.id.clone());
         let checked = castor_task::reading(move || {
             let mut overlap = None;
             let walked = tree.walk(&mut |stat| {
@@ -207,17 +291,17 @@ impl Exporter for LocalExporter {
 
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
         let split = self.options.split.unwrap_or(result.multi_platform);
-        let epoch = self.options.epoch(result)?;
+        let layout = self.options.layout(result)?;
         if !split && result.platforms.len() > 1 {
-            check_overlap(cx, result, epoch).await?;
+            check_overlap(cx, result, &layout).await?;
             for platform in &result.platforms {
-                let tree = tree(cx, platform, epoch).await?;
+                let tree = tree(cx, platform, &layout).await?;
                 self.send(cx, tree, &format!("copying files {}", platform.id)).await?;
             }
             return Ok(Response::new());
         }
         if self.options.delete || result.platforms.len() < 2 {
-            let tree = whole(cx, result, split, epoch).await?;
+            let tree = whole(cx, result, split, &layout).await?;
             let label = match result.platforms.as_slice() {
                 [only] if split => format!("copying files {}", only.id),
                 _ => "copying files".to_owned(),
@@ -227,7 +311,7 @@ impl Exporter for LocalExporter {
         }
         for platform in &result.platforms {
             let one = BuildResult { platforms: vec![platform.clone()], ..result.clone() };
-            let tree = whole(cx, &one, true, epoch).await?;
+            let tree = whole(cx, &one, true, &layout).await?;
             self.send(cx, tree, &format!("copying files {}", platform.id)).await?;
         }
         Ok(Response::new())
@@ -260,7 +344,7 @@ impl Exporter for TarExporter {
     }
 
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
-        let tree = whole(cx, result, result.multi_platform, self.options.epoch(result)?).await?;
+        let tree = whole(cx, result, result.multi_platform, &self.options.layout(result)?).await?;
         let caller = caller(&self.sessions, cx).await?;
         let sending = Tally::start(cx.cx.reporter(), "sending tarball", 0);
         let mut stream = filesend::open(&caller, cx.index, &BTreeMap::new()).map_err(client)?;
@@ -372,6 +456,21 @@ fn header(stat: &Stat) -> Header {
 mod tests {
     use super::*;
     use castor_archive::tar::Reader;
+
+    #[test]
+    fn statements_name_files_and_their_own_file_tells_platforms_apart() {
+        let mut files = Files::default();
+        let stat = |path: &'static [u8], mode: u32| Stat { path: path.into(), mode, ..Stat::default() };
+        files.insert(stat(b"d", mode::DIR | 0o755), "");
+        files.insert(stat(b"d/f", 0o644), "hello");
+        files.insert(stat(b"l", mode::SYMLINK | 0o777), "");
+        let found = subjects(&files).unwrap();
+        assert_eq!(found, [Subject::new("d/f", castor_oci::Digest::of("hello"))]);
+        let mut layout = Layout { epoch: None, prefix: "x-".into(), by_platform: false };
+        assert_eq!(layout.name("a/provenance.json", "linux/amd64"), "x-provenance.json");
+        layout.by_platform = true;
+        assert_eq!(layout.name("sbom.spdx.json", "linux/arm64"), "x-sbom.spdx.linux_arm64.json");
+    }
 
     #[test]
     fn a_tree_becomes_a_tar() {

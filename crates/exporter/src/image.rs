@@ -6,11 +6,12 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
 use castor_blobs::{Blobs, LayerBlob};
-use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, media_type};
+use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, Reference, media_type};
 use castor_registry::Client;
 use serde_json::json;
 
 use crate::annotations::{ImageAnnotations, Place};
+use crate::attest::{self, AttestationManifest, Subject};
 use crate::document::{self, Document, LayerFacts};
 use crate::push::Push;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageOptions, OptionError, PlatformResult, Response};
@@ -42,6 +43,15 @@ pub(crate) struct Assembled {
     pub(crate) manifests: Vec<Document>,
     pub(crate) configs: Vec<Document>,
     pub(crate) layers: Vec<LayerBlob>,
+    /// What manifests name besides configs and layers: statements.
+    pub(crate) extras: Vec<Document>,
+}
+
+impl Assembled {
+    /// Whether it is an index, and not an image itself.
+    fn is_index(&self) -> bool {
+        media_type::is_index(&self.root.descriptor.media_type)
+    }
 }
 
 impl ImageExporter {
@@ -93,7 +103,22 @@ impl ImageExporter {
         Ok(Self::with_options(self.blobs.clone(), self.registry.clone(), options))
     }
 
-    pub(crate) async fn assemble(&self, cx: &ExportCx, result: &BuildResult) -> Result<Assembled, ExportError> {
+    /// The image of `result`. `inline` statements are those that are for images only: they need an index where they are
+    /// wanted in any case.
+    pub(crate) async fn assemble(
+        &self,
+        cx: &ExportCx,
+        result: &BuildResult,
+        names: &[Reference],
+        inline: bool,
+    ) -> Result<Assembled, ExportError> {
+        let inline = self.options.attestation_inline.unwrap_or(inline);
+        let attested = |platform: &PlatformResult| platform.attestations.iter().any(|one| inline || !one.inline_only);
+        let is_index = result.multi_platform || result.platforms.iter().any(attested);
+        let any = result.platforms.iter().any(|platform| !platform.attestations.is_empty());
+        if is_index && any && !self.options.oci() {
+            return Err(OptionError::AttestationsNeedOci.into());
+        }
         let exporting = cx.cx.reporter().start("exporting layers", "", 0);
         let layers = result.platforms.iter().map(|platform| async {
             match &platform.reference {
@@ -103,26 +128,69 @@ impl ImageExporter {
         });
         let layers = futures::future::try_join_all(layers).await?;
         exporting.finish();
-        let mut assembled =
-            Assembled { root: self.index(Vec::new()), manifests: Vec::new(), configs: Vec::new(), layers: Vec::new() };
-        for (platform, layers) in result.platforms.iter().zip(layers) {
+        let mut assembled = Assembled {
+            root: self.index(Vec::new()),
+            manifests: Vec::new(),
+            configs: Vec::new(),
+            layers: Vec::new(),
+            extras: Vec::new(),
+        };
+        let say = |text: String| cx.cx.reporter().start(text, "", 0).finish();
+        let mut statements = Vec::new();
+        for (index, (platform, layers)) in result.platforms.iter().zip(layers).enumerate() {
             self.warn_of_lost_annotations(cx, &layers);
-            let (manifest, config) = self.platform_image(platform, &layers)?;
-            cx.cx.reporter().start(format!("exporting manifest {}", manifest.descriptor.digest), "", 0).finish();
-            cx.cx.reporter().start(format!("exporting config {}", config.descriptor.digest), "", 0).finish();
+            let cache = self.inline_cache(cx, index, &layers).await?;
+            let (manifest, config) = self.platform_image(platform, &layers, cache.as_deref())?;
+            say(format!("exporting manifest {}", manifest.descriptor.digest));
+            say(format!("exporting config {}", config.descriptor.digest));
+            if is_index && !platform.attestations.is_empty() {
+                let attested = self.attestations(platform, &manifest.descriptor, names)?;
+                say(format!("exporting attestation manifest {}", attested.manifest.descriptor.digest));
+                assembled.extras.extend(attested.blobs);
+                statements.push(attested.manifest);
+            }
             assembled.manifests.push(manifest);
             assembled.configs.push(config);
             assembled.layers.extend(layers);
         }
-        if result.multi_platform {
+        // Images first, then what is said of them.
+        assembled.manifests.extend(statements);
+        if is_index {
             let descriptors = assembled.manifests.iter().map(|manifest| manifest.descriptor.clone()).collect();
             assembled.root = self.index(descriptors);
-            let digest = assembled.root.descriptor.digest;
-            cx.cx.reporter().start(format!("exporting manifest list {digest}"), "", 0).finish();
+            say(format!("exporting manifest list {}", assembled.root.descriptor.digest));
         } else if let Some(only) = assembled.manifests.pop() {
             assembled.root = only;
         }
         Ok(assembled)
+    }
+
+    /// The cache records that the image of a platform carries.
+    async fn inline_cache(
+        &self,
+        cx: &ExportCx,
+        platform: usize,
+        layers: &[LayerBlob],
+    ) -> Result<Option<Vec<u8>>, ExportError> {
+        let Some(maker) = &cx.inline_cache else { return Ok(None) };
+        let preparing = cx.cx.reporter().start("preparing layers for inline cache", "", 0);
+        let records = maker.records(&cx.cx, platform, layers, self.options.compression).await?;
+        preparing.finish();
+        Ok(records)
+    }
+
+    /// What is attested of a platform's image, which `target` names.
+    fn attestations(
+        &self,
+        platform: &PlatformResult,
+        target: &Descriptor,
+        names: &[Reference],
+    ) -> Result<AttestationManifest, ExportError> {
+        let subject = |name: &Reference| Subject::new(attest::package_url(name, &platform.platform), target.digest);
+        let subjects: Vec<Subject> = names.iter().map(subject).collect();
+        let statements: Vec<_> = platform.attestations.iter().collect();
+        let artifact = self.options.oci_artifact.unwrap_or(true);
+        attest::manifest(&statements, target, &subjects, artifact).map_err(ExportError::Attestation)
     }
 
     fn index(&self, manifests: Vec<Descriptor>) -> Document {
@@ -136,6 +204,7 @@ impl ImageExporter {
         &self,
         platform: &PlatformResult,
         layers: &[LayerBlob],
+        cache: Option<&[u8]>,
     ) -> Result<(Document, Document), ExportError> {
         let oci = self.options.oci();
         let facts: Vec<LayerFacts> = layers
@@ -147,7 +216,7 @@ impl ImageExporter {
             })
             .collect();
         let config = if platform.config.is_empty() { default_config(platform) } else { platform.config.clone() };
-        let config = document::image_config(&config, &facts, self.options.epoch, oci)?;
+        let config = document::image_config(&config, &facts, self.options.epoch, cache, oci)?;
         let descriptors = layers.iter().map(|layer| self.exported(&layer.descriptor)).collect();
         let annotations = |place| self.options.annotations.of(place, Some(&platform.platform));
         let mut manifest =
@@ -211,7 +280,7 @@ impl Exporter for ImageExporter {
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
         let exporter = self.for_result(result)?;
         let references = exporter.options.references(result.text("image.name"))?;
-        let assembled = exporter.assemble(cx, result).await?;
+        let assembled = exporter.assemble(cx, result, &references, true).await?;
         if exporter.options.push {
             if references.is_empty() {
                 return Err(ExportError::NoName);
@@ -225,11 +294,13 @@ impl Exporter for ImageExporter {
 }
 
 impl ImageExporter {
-    pub(crate) fn response(&self, assembled: &Assembled, references: &[castor_oci::Reference]) -> Response {
+    pub(crate) fn response(&self, assembled: &Assembled, references: &[Reference]) -> Response {
         let digest = assembled.root.descriptor.digest;
         let mut response = Response::new();
         response.insert("containerimage.digest".into(), digest.to_string());
-        if let [config] = assembled.configs.as_slice() {
+        if let [config] = assembled.configs.as_slice()
+            && !assembled.is_index()
+        {
             response.insert("containerimage.config.digest".into(), config.descriptor.digest.to_string());
         }
         // A descriptor serialises: it has string keys only.

@@ -3,6 +3,7 @@
 
 mod annotations;
 mod archive;
+mod attest;
 mod document;
 mod error;
 mod files;
@@ -13,8 +14,11 @@ mod tally;
 mod result;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use castor_blobs::{Compression, LayerBlob};
 use castor_registry::Access;
 use castor_solver::Cx;
 
@@ -37,7 +41,28 @@ pub struct ExportCx {
     pub session: String,
     /// The exporter's place among those of the build, by which the client knows where the result goes.
     pub index: usize,
+    /// Makes the cache records that images carry, if they are to carry any.
+    pub inline_cache: Option<Arc<dyn InlineCache>>,
 }
+
+/// Makes cache records for images to carry.
+#[async_trait]
+pub trait InlineCache: Send + Sync + fmt::Debug {
+    /// The records of the result for the platform with this index, whose image has `layers`, made with `compression`; as
+    /// JSON. `None`: there are none.
+    async fn records(
+        &self,
+        cx: &Cx,
+        platform: usize,
+        layers: &[LayerBlob],
+        compression: Compression,
+    ) -> Result<Option<Vec<u8>>, InlineError>;
+}
+
+/// Cache records could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("make inline cache: {0}")]
+pub struct InlineError(pub String);
 
 /// What an exporter tells the client: keys and values of the build's response.
 pub type Response = BTreeMap<String, String>;

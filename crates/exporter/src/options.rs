@@ -31,6 +31,10 @@ pub struct ImageOptions {
     pub compression: Compression,
     /// Times are cut to it.
     pub epoch: Option<Timestamp>,
+    /// Whether statements that are for images only go into this one, if it was said.
+    pub attestation_inline: Option<bool>,
+    /// Whether statements are an artifact rather than look like an image, if it was said.
+    pub oci_artifact: Option<bool>,
     /// Annotations of the image.
     pub annotations: ImageAnnotations,
     /// Attributes that are no options: BuildKit adds them to the result's metadata.
@@ -62,6 +66,12 @@ pub enum OptionError {
     /// OCI media types are needed and were refused.
     #[error("exporter option \"compression={0}\" conflicts with \"oci-mediatypes=false\"")]
     NeedsOci(&'static str),
+    /// An artifact needs OCI media types, which were refused.
+    #[error("exporter option \"oci-artifact=true\" conflicts with \"oci-mediatypes=false\"")]
+    ArtifactNeedsOci,
+    /// Attestations and media types that have no place for them.
+    #[error("cannot export attestations with \"oci-mediatypes=false\"")]
+    AttestationsNeedOci,
     /// A kind of annotation that does not exist.
     #[error("unrecognized annotation type {0}")]
     AnnotationKind(String),
@@ -104,6 +114,8 @@ impl ImageOptions {
             oci_media_types: None,
             compression: Compression::default(),
             epoch: None,
+            attestation_inline: None,
+            oci_artifact: None,
             annotations: ImageAnnotations::default(),
             metadata: BTreeMap::new(),
         };
@@ -112,6 +124,9 @@ impl ImageOptions {
         }
         if options.oci_media_types == Some(false) && options.compression.form == Form::Estargz {
             return Err(OptionError::NeedsOci(options.compression.form.name()));
+        }
+        if options.oci_media_types == Some(false) && options.oci_artifact == Some(true) {
+            return Err(OptionError::ArtifactNeedsOci);
         }
         Ok(options)
     }
@@ -144,8 +159,8 @@ impl ImageOptions {
             "rewrite-timestamp" if flag()? => return unsupported(),
             "prefer-nondist-layers" if flag()? => return unsupported(),
             "rewrite-timestamp" | "prefer-nondist-layers" => {}
-            // These shape attestations, of which castor makes none yet.
-            "attestation-inline" | "oci-artifact" => drop(flag()?),
+            "attestation-inline" => self.attestation_inline = Some(flag()?),
+            "oci-artifact" => self.oci_artifact = Some(flag()?),
             _ if self.annotations.set(key, value)? => {}
             _ => drop(self.metadata.insert(key.to_owned(), value.to_owned())),
         }

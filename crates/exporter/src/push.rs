@@ -83,7 +83,7 @@ impl Push<'_> {
             pushes.push(Box::pin(self.layer(layer, &repository, reference, &pushing)));
         }
         futures::stream::iter(pushes).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
-        for config in &image.configs {
+        for config in image.configs.iter().chain(&image.extras) {
             let source = Bytes::from(config.bytes.clone());
             self.registry
                 .push_blob(&repository, &config.descriptor, &[], &source, &self.access)

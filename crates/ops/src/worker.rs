@@ -127,7 +127,7 @@ impl Worker {
     }
 
     /// Whether layers may be mounted before they are here, for the builds that want what `cx` is for.
-    pub(crate) fn wants_lazy(&self, cx: &Cx) -> Lazy {
+    pub fn wants_lazy(&self, cx: &Cx) -> Lazy {
         let asked = cx.attributes("lazy");
         let says = |word: &str| asked.iter().any(|value| value == word);
         // Of builds that share the image, the strictest decides.

@@ -364,7 +364,8 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
             }
         }
         self.keys = unique;
-        self.adopt(inputs).await;
+        self.adopt(inputs, true).await;
+        self.adopt(inputs, false).await;
         self.hits.clear();
         if !self.ignores_cache() {
             self.hits = find_results(main, &imports, &self.keys).await;
@@ -377,23 +378,29 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
         }
     }
 
-    /// Gives an output that only imports know a key in the store, so that what is made of it can be stored.
-    async fn adopt(&mut self, inputs: &[Vec<Vec<Alternative>>]) {
+    /// Gives an output that only imports know a key in the store, so that what is made of it can be stored. One that they
+    /// know by a claim (not `own`) gets a key for that: it serves look-ups, until a result of an import is had by it.
+    async fn adopt(&mut self, inputs: &[Vec<Vec<Alternative>>], own: bool) {
         let main = self.state.shared.keys.clone();
-        let usable = |key: &KeyRef| key.own && key.is_in(main.name());
-        if self.keys.iter().any(usable) || !self.keys.iter().any(|key| key.own) {
+        let usable = |key: &KeyRef| key.own == own && key.is_in(main.name());
+        if self.keys.iter().any(usable) || !self.keys.iter().any(|key| key.own == own) {
             return;
         }
         let output = self.edge.output as i64;
         for (map, inputs) in self.maps.iter().zip(inputs).filter(|(map, inputs)| !map.volatile && !inputs.is_empty()) {
-            let Some((digest, _)) = map.identities().into_iter().find(|(_, own)| *own) else { continue };
+            let identities = map.identities();
+            let Some((digest, _)) = identities.into_iter().find(|(_, true_one)| *true_one || !own) else { continue };
             let query = Query { digest, output, inputs };
             let id = KeyId::random();
-            let Some(links) = query.links_to(main.name(), &id) else { continue };
+            let links = match own {
+                true => query.links_to(main.name(), &id),
+                false => query.claimed_links_to(main.name(), &id),
+            };
+            let Some(links) = links else { continue };
             let mut keys = content_keys(&query);
             keys.push((id.clone(), KeyInfo { digest, output }));
             log(main.update(CacheUpdate { keys, links, results: Vec::new() }).await);
-            self.keys.push(KeyRef { id, place: Place::Source(main.name().into()), own: true });
+            self.keys.push(KeyRef { id, place: Place::Source(main.name().into()), own });
             return;
         }
     }
@@ -419,10 +426,11 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
                 Ok(Yield::Loaded(Some(result))) => {
                     state.started();
                     state.completed(true, None);
-                    if hit.key.own {
+                    if !hit.key.own {
+                        self.become_claimed(&hit);
+                    }
+                    if hit.key.own || hit.import.is_some() {
                         self.keep(&hit, &result).await;
-                    } else {
-                        self.become_claimed(hit.key);
                     }
                     return Ok(Some((result, self.keys.clone())));
                 }
@@ -437,10 +445,12 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
 
     /// After a result was found through a claim: it is what `key` names, for whoever stored it there had seen what is
     /// claimed. What the private keys name is something else, perhaps, so nothing made of this result may be found by
-    /// them, nor the two be taken for equal.
-    fn become_claimed(&mut self, key: KeyRef) {
+    /// them, nor the two be taken for equal. An import's result is kept here, under the key of the same claim.
+    fn become_claimed(&mut self, hit: &Hit) {
+        let main = self.state.shared.keys.clone();
         for other in &mut self.keys {
-            other.own = other.id == key.id && other.place == key.place;
+            let kept = hit.import.is_some() && !other.own && other.is_in(main.name());
+            other.own = kept || other.id == hit.key.id && other.place == hit.key.place;
         }
     }
 

@@ -43,8 +43,9 @@ pub async fn export(source: &dyn CacheSource, roots: &[KeyId]) -> Result<Vec<Exp
         let info = source.info(&id).await?;
         let mut inputs = Vec::<Vec<ExportInput>>::new();
         for (from, link) in source.backlinks(&id).await? {
-            // A key whose origin is not known is left out: nothing could be matched with it.
-            if source.info(&from).await?.is_none() {
+            // A key whose origin is not known is left out: nothing could be matched with it. One without inputs is known
+            // by its name alone.
+            if source.info(&from).await?.is_none() && named(&from).is_none() {
                 continue;
             }
             let next = order.len();
@@ -56,8 +57,14 @@ pub async fn export(source: &dyn CacheSource, roots: &[KeyId]) -> Result<Vec<Exp
             inputs[link.input].push(ExportInput { selector: link.selector, link: target });
         }
         let results = source.records(std::slice::from_ref(&id)).await?.pop().unwrap_or_default();
-        let digest = info.map_or_else(|| Digest::of(id.as_str()), |info| info.record_digest());
+        let digest = info.map(|info| info.record_digest()).or_else(|| named(&id));
+        let digest = digest.unwrap_or_else(|| Digest::of(id.as_str()));
         records.push(ExportRecord { id, digest, inputs, results });
     }
     Ok(records)
+}
+
+/// BuildKit's name of a key without inputs: that is its id ([`KeyId::root`]).
+fn named(id: &KeyId) -> Option<Digest> {
+    id.as_str().parse().ok()
 }

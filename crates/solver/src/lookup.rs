@@ -78,6 +78,25 @@ impl Query<'_> {
     }
 }
 
+impl Query<'_> {
+    /// The links that lead to `id`, a key of what is claimed: from the keys of what is claimed of each input, and where
+    /// nothing is, from its own. Never from a key that names what was seen of an input of which something is claimed.
+    pub(crate) fn claimed_links_to(&self, main: &str, id: &KeyId) -> Option<Vec<(KeyId, Link, KeyId)>> {
+        let mut links = Vec::new();
+        for (input, alternatives) in self.inputs.iter().enumerate() {
+            let here = || alternatives.iter().filter(|alternative| alternative.key.is_in(main));
+            let claimed = here().any(|alternative| !alternative.key.own);
+            let before = links.len();
+            let from = here().filter(|alternative| alternative.key.own != claimed);
+            links.extend(from.map(|one| (one.key.id.clone(), self.link(input, one), id.clone())));
+            if links.len() == before {
+                return None;
+            }
+        }
+        Some(links)
+    }
+}
+
 /// The keys of the source `cache` that all inputs lead to, and the links that are missing between own keys.
 async fn query_one(
     cache: &dyn crate::CacheSource,

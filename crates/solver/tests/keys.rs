@@ -184,6 +184,65 @@ async fn imports_are_looked_into_and_what_they_have_is_kept() {
     assert_eq!(world.diary.executed(), ["c"]);
 }
 
+#[tokio::test]
+async fn what_is_made_of_an_import_that_was_found_by_a_claim_is_kept() {
+    let other = World::new();
+    let verified = image(&other, "image", "good", true);
+    let (a, b) = (other.op("a"), other.op("b"));
+    let a = a.on(&[&verified]);
+    let b = b.on(&[&a]);
+    other.build(&[&verified, &a, &b]).await.unwrap();
+
+    // Here nobody has verified the image; what the import has is what was claimed, and so is what is made of it.
+    let world = World::new();
+    let ops = |world: &World, name: &str, bytes: &str, verified: bool| {
+        let image = image(world, name, bytes, verified);
+        let a = world.op(&format!("{name} a")).op("a").on(&[&image]);
+        let b = world.op(&format!("{name} b")).op("b").on(&[&a]);
+        let c = world.op(&format!("{name} c")).op("c").on(&[&b]);
+        [image, a, b, c]
+    };
+    let [i, a, b, c] = ops(&world, "lazy", "evil", false);
+    let (job, _) = world.job();
+    let mut import = other.cache();
+    import.keys = std::sync::Arc::new(renamed(&other).await);
+    let built = job.build(&graph(&[&i, &a, &b, &c]).with_caches(vec![import]), c.edge(0)).await.unwrap();
+    assert_eq!(&*built.result, "lazy c(b(a(good)))");
+    job.close().await;
+    assert_eq!(world.diary.executed(), ["lazy c"]);
+    // Without the import, it is found here: by the same claim, and by whoever has proved it.
+    let later = world.restarted();
+    assert_eq!(later.text(&[&i, &a, &b, &c]).await, "lazy c(b(a(good)))");
+    let [i, a, b, c] = ops(&later, "honest", "good", true);
+    assert_eq!(later.text(&[&i, &a, &b, &c]).await, "lazy c(b(a(good)))");
+    assert_eq!(later.diary.executed(), [""; 0]);
+    // What was seen of the image itself leads nowhere.
+    let private = KeyId::root(Digest::of("private lazy"), 0);
+    assert!(!world.keys.links().iter().any(|(from, _, _)| *from == private));
+}
+
+#[tokio::test]
+async fn an_import_without_the_roots_own_facts_is_exported_again() {
+    let other = World::new();
+    let (a, b) = (other.op("a"), other.op("b"));
+    let b = b.on(&[&a]);
+    other.build(&[&a, &b]).await.unwrap();
+    let world = World::new();
+    let (a, b) = (world.op("a"), world.op("b"));
+    let b = b.on(&[&a]);
+    let (job, _) = world.job();
+    let mut import = other.cache();
+    import.keys = std::sync::Arc::new(renamed(&other).await);
+    let built = job.build(&graph(&[&a, &b]).with_caches(vec![import]), b.edge(0)).await.unwrap();
+    job.close().await;
+    let digests = |records: Vec<castor_solver::ExportRecord>| {
+        records.into_iter().map(|record| (record.digest, record.inputs.len())).collect::<Vec<_>>()
+    };
+    let again = digests(export(world.keys.as_ref(), &built.keys).await.unwrap());
+    let name = |op: &str| Digest::of(format!("{}@0", Digest::of(op)));
+    assert_eq!(again, [(name("b"), 1), (name("a"), 0)]);
+}
+
 /// The same cache under another name, as an import has.
 async fn renamed(world: &World) -> castor_solver::MemoryCache {
     use castor_solver::{CacheSource as _, CacheUpdate};

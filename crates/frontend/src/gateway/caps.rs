@@ -2,8 +2,8 @@
 
 use castor_proto::apicaps::ApiCap;
 
-/// Those of BuildKit that castor has. Left out: containers of frontends (`gateway.exec` and all below it), attestations,
-/// and the import of caches.
+/// Those of BuildKit that castor has. Left out: containers of frontends (`gateway.exec` and all below it) and
+/// attestations.
 const GATEWAY: &[&str] = &[
     "solve.base",
     "solve.inlinereturn",
@@ -14,6 +14,7 @@ const GATEWAY: &[&str] = &[
     "returnmap",
     "readdir",
     "statfile",
+    "importcaches",
     "proto.refarray",
     "reference.output",
     "frontend.inputs",

@@ -50,12 +50,6 @@ pub(super) fn solve_request(wire: gateway::SolveRequest) -> Result<SolveRequest,
     if !wire.source_policies.is_empty() {
         return Err(BridgeError::unimplemented("source policies are not supported by castor yet"));
     }
-    if let Some(import) = wire.cache_imports.first() {
-        return Err(BridgeError::unimplemented(format!(
-            "import of a cache of type {} is not supported by castor yet",
-            import.r#type
-        )));
-    }
     Ok(SolveRequest {
         definition: wire.definition.map(Definition::from_pb).filter(|definition| !definition.is_empty()),
         frontend: wire.frontend,
