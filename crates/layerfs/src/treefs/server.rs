@@ -235,13 +235,14 @@ impl Desk {
     /// Ends reads whose time is over or whose reader is to be killed. A reader that waits for a page dies by itself; one
     /// that the kernel lets wait for this process only does when it is answered.
     fn watch(&self) {
+        let pause = Condvar::new();
         let mut reads = self.reads.lock();
         loop {
             if reads.is_empty() {
                 self.parked.wait(&mut reads);
             }
-            // Not by the condition: it is rung for every read, and looking at some of them now and then is enough.
-            MutexGuard::unlocked(&mut reads, || std::thread::sleep(LOOK));
+            // Nobody rings it: looking at some reads now and then is enough.
+            pause.wait_for(&mut reads, LOOK);
             let mut late = Vec::new();
             let mut readers: HashMap<u32, bool> = HashMap::new();
             for (number, read) in reads.iter() {
