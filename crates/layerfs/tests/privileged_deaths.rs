@@ -9,9 +9,9 @@ use std::io::{BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -31,15 +31,15 @@ fn the_server_of_image_trees() {
     modes::serve_if_asked();
 }
 
-/// The filter, of no test, that turns this program into a daemon; mode and whether layers are lazy follow.
+/// The filter, of no test, that turns this program into a daemon; its directory, mode and whether layers are lazy follow.
 const DAEMON: &str = "be-a-daemon";
 
 #[test]
 fn the_daemon() {
     let mut arguments = std::env::args().skip_while(|argument| argument != DAEMON).skip(1);
-    if let (Some(mode), Some(lazy)) = (arguments.next(), arguments.next()) {
+    if let (Some(root), Some(mode), Some(lazy)) = (arguments.next(), arguments.next(), arguments.next()) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(be_a_daemon(mode.parse().unwrap(), lazy == "lazy"));
+        runtime.block_on(be_a_daemon(Path::new(&root), mode.parse().unwrap(), lazy == "lazy"));
     }
 }
 
@@ -62,8 +62,8 @@ fn name(number: usize) -> String {
 }
 
 /// Mounts the layer, gives the mount to who has started it, and does what that one says.
-async fn be_a_daemon(mode: Mode, lazy: bool) {
-    let bench = Bench::with(|config| {
+async fn be_a_daemon(root: &Path, mode: Mode, lazy: bool) {
+    let bench = Bench::at_with(root, |config| {
         in_mode(mode)(config);
         config.read_deadline = Duration::from_secs(3600);
     })
@@ -137,19 +137,25 @@ struct Victim {
 
 impl Victim {
     fn start(mode: Mode, lazy: bool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), mode, lazy, "")
+    }
+
+    /// Starts one in `dir` that crashes at `step`, if that is not empty.
+    fn start_in(dir: tempfile::TempDir, mode: Mode, lazy: bool, step: &str) -> Self {
+        let (root, empty) = (dir.path().join("state"), dir.path().join("empty"));
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::create_dir_all(&empty).unwrap();
         let (socket, theirs) = UnixStream::pair().unwrap();
         let process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_daemon", DAEMON, mode.name(), if lazy { "lazy" } else { "complete" }])
-            .env("TMPDIR", dir.path())
+            .args(["--nocapture", "--exact", "the_daemon", DAEMON, root.to_str().unwrap(), mode.name()])
+            .arg(if lazy { "lazy" } else { "complete" })
+            .env("CASTOR_CRASH_AT", step)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
         let (server, mount) = receive(&socket);
         assert_eq!(server != 0, mode == Mode::Fuse);
-        let empty = dir.path().join("empty");
-        std::fs::create_dir(&empty).unwrap();
         let overlay = overlay(mount.as_fd(), &empty);
         let said = BufReader::new(socket.try_clone().unwrap());
         Self { process, socket, said, server, mount, overlay, dir }
@@ -172,20 +178,25 @@ impl Victim {
     /// Kills the daemon; it must end, and its server with it.
     fn kill(&mut self) {
         self.process.kill().unwrap();
-        let pid = self.process.id();
-        ends(pid);
+        self.dies();
+    }
+
+    /// The daemon ends, and its server with it.
+    fn dies(&mut self) {
+        ends(self.process.id());
         self.process.wait().unwrap();
         if self.server != 0 {
             ends(self.server);
         }
     }
 
-    /// Unmounts all; nothing may be left.
-    fn bury(self) {
+    /// Unmounts all; nothing may be left but the daemon's directory.
+    fn bury(self) -> tempfile::TempDir {
         let root = self.dir.path().to_owned();
         let (overlay, mount) = (self.overlay, self.mount);
         in_time("unmount", move || drop((overlay, mount)));
         comes_true("loop devices go with the mounts", || loops(&root).is_empty());
+        self.dir
     }
 }
 
@@ -282,6 +293,43 @@ fn killed_under_load(mode: Mode) {
     }
 }
 
+/// The daemon dies between two steps of a read; the next one on the same directory gives right bytes only.
+fn crashed_at_a_step(mode: Mode) {
+    let (_, contents) = layer();
+    let contents = Arc::new(contents);
+    // The first chunks come with the table of contents; the first two checkpoints are those of the new object.
+    for step in ["chunk write:30", "chunk write:100", "presence checkpoint:3", "presence checkpoint:4"] {
+        let mut victim = Victim::start_in(tempfile::tempdir().unwrap(), mode, true, step);
+        let dead = Arc::new(AtomicBool::new(false));
+        let readers: Vec<_> = (0..3)
+            .map(|reader| {
+                let (contents, dead) = (contents.clone(), dead.clone());
+                let files: Vec<PathBuf> = (0..FILES).map(|number| victim.file(number)).collect();
+                later(move || {
+                    for number in (reader * 200..FILES).cycle() {
+                        right(std::fs::read(&files[number]), &contents[number]);
+                        if dead.load(Ordering::Relaxed) {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        victim.dies();
+        dead.store(true, Ordering::Relaxed);
+        for reader in readers {
+            reader.recv_timeout(PATIENCE).expect("readers end, and never read wrong bytes");
+        }
+        let dir = victim.bury();
+        let mut next = Victim::start_in(dir, mode, true, "");
+        for (number, content) in contents.iter().enumerate() {
+            assert!(right(std::fs::read(next.file(number)), content), "{step}: {number}");
+        }
+        next.kill();
+        next.bury();
+    }
+}
+
 /// Where there is no server, nothing changes.
 fn killed_when_all_is_here(mode: Mode) {
     let (_, contents) = layer();
@@ -313,9 +361,10 @@ macro_rules! deaths {
 deaths! {
     privileged_erofs: Mode::Erofs => killed_when_all_is_here;
     privileged_erofs_loop: Mode::ErofsLoop => killed_when_all_is_here;
-    privileged_erofs_fuse: Mode::ErofsFuse => killed_while_reads_wait, killed_under_load;
-    privileged_erofs_fuse_loop: Mode::ErofsFuseLoop => killed_while_reads_wait, killed_under_load;
-    privileged_fuse: Mode::Fuse => killed_while_reads_wait, killed_under_load, killed_when_all_is_here;
+    privileged_erofs_fuse: Mode::ErofsFuse => killed_while_reads_wait, killed_under_load, crashed_at_a_step;
+    privileged_erofs_fuse_loop: Mode::ErofsFuseLoop => killed_while_reads_wait, killed_under_load, crashed_at_a_step;
+    privileged_fuse: Mode::Fuse =>
+        killed_while_reads_wait, killed_under_load, crashed_at_a_step, killed_when_all_is_here;
 }
 
 /// The process that serves trees is killed under load, again and again, while its daemon lives.

@@ -275,7 +275,12 @@ impl Bench {
 
     /// In a directory of one's own, which stays.
     pub async fn at(root: &Path) -> Self {
-        Self::open(root.to_owned(), Arc::new(Memory::new()), None, |_| {}).await
+        Self::at_with(root, |_| {}).await
+    }
+
+    /// The same with settings of one's own.
+    pub async fn at_with(root: &Path, settings: impl FnOnce(&mut Config)) -> Self {
+        Self::open(root.to_owned(), Arc::new(Memory::new()), None, settings).await
     }
 
     async fn open(
