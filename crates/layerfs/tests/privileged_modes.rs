@@ -92,6 +92,7 @@ over_lazy_modes!(
     what_is_here_outlives_a_restart,
     readers_can_be_killed_and_trees_unmounted,
     steps_write_above_it,
+    whiteouts_reach_what_is_below,
 );
 
 mod privileged_complete {
@@ -426,6 +427,37 @@ async fn steps_write_above_it(mode: Mode) {
         assert!(std::process::Command::new(&program).status().unwrap().success(), "programs run from it");
     })
     .await;
+    drop((above, tree, layers));
+    bench.engine.shutdown().await;
+}
+
+async fn whiteouts_reach_what_is_below(mode: Mode) {
+    let bench = Bench::with(in_mode(mode)).await;
+    let [_, middle, highest] = layers(true);
+    // So much that it does not come along with its table of contents.
+    let highest = highest.file("random", &Random::new(3).bytes(MIB));
+    let layers = [
+        open(&bench, &Source::new(&estargz(&middle.bytes(), MIB as u64))).await,
+        open(&bench, &Source::new(&estargz(&highest.bytes(), MIB as u64))).await,
+    ];
+    let ids = layers.each_ref().map(|layer| layer.id());
+    let tree = bench.engine.stacked_tree(&ids).await.unwrap();
+    assert!(tree.is_served());
+    let below = tempfile::tempdir().unwrap();
+    for name in ["gone/old", "opaque/hidden", "bin/set", "bin/kept"] {
+        let file = below.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, b"below").unwrap();
+    }
+    let lowers = vec![Lower::Mount(tree.mount().as_fd()), Lower::Directory(below.path())];
+    let above = Overlay { lowers, ..Overlay::default() }.mount().unwrap();
+    let root = within(&above, "");
+    let names = castor_task::reading(move || {
+        assert_eq!(std::fs::read(root.join("bin/kept")).unwrap(), b"below");
+        walk(&root).into_keys().collect::<Vec<_>>()
+    });
+    let expected = ["", "bin", "bin/kept", "bin/more", "opaque", "opaque/above", "random"];
+    assert_eq!(names.await, expected.map(std::path::PathBuf::from));
     drop((above, tree, layers));
     bench.engine.shutdown().await;
 }
