@@ -124,6 +124,62 @@ fn privileged_a_pushed_estargz_image_is_whole_and_lazy() {
 }
 
 #[test]
+fn privileged_an_image_with_cut_times_is_the_one_that_buildkit_makes() {
+    let scene = Scene::new().unwrap();
+    let registry = scene.registry();
+    let host = registry.host();
+    let daemon = scene.daemon("daemon", [host.as_str()]).start().unwrap();
+    let context = scene.path("context");
+    std::fs::create_dir_all(context.join("dir")).unwrap();
+    let mode = |name: &str, mode: u32| {
+        std::fs::set_permissions(context.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    std::fs::write(context.join("a.txt"), "a\n").unwrap();
+    std::fs::write(context.join("dir/x"), "x\n").unwrap();
+    std::os::unix::fs::symlink("x", context.join("dir/l")).unwrap();
+    mode("dir", 0o755);
+    mode("a.txt", 0o644);
+    mode("dir/x", 0o600);
+    let project = scene.project("project", "FROM scratch\nCOPY a.txt dir /o/\nENV A=1\n").unwrap();
+    let built = |tag: &str, more: &str| {
+        let output = format!("type=image,name={host}/pushed:{tag},push=true,rewrite-timestamp=true,{more}");
+        let build = Build::at(&daemon, &context, project.path()).opt("build-arg:SOURCE_DATE_EPOCH", "1700000000");
+        build.arg("--no-cache").output(output).run().unwrap().success().unwrap()
+    };
+    let plain = "compression=uncompressed,force-compression=true";
+    let first = built("1", plain);
+    let line = "rewriting layers with source-date-epoch 1700000000 (2023-11-14 22:13:20 +0000 UTC) done";
+    assert!(first.stderr.contains(line), "{}", first.stderr);
+    // The digests are those of BuildKit's image of the same (golden case exporter/image-push).
+    let layer = "sha256:b01d04ee7ea416e79c188168c7841d443fc516658bb43e1dd569cb9a9fbbc778";
+    let pushed = manifest(&registry, "pushed", "1");
+    assert_eq!(pushed.layers[0].digest.to_string(), layer, "{pushed:?}");
+    let digest = Digest::of(&registry.get_manifest("pushed", "1").unwrap().1);
+    assert_eq!(digest.to_string(), "sha256:50a1a677d51114c3d17363b8645bfa4008e43b652a779a8e71d1878afd5b3867");
+    // Made again, later, it is the same.
+    built("2", plain);
+    assert_eq!(registry.get_manifest("pushed", "2").unwrap(), registry.get_manifest("pushed", "1").unwrap());
+    for form in ["gzip", "estargz", "zstd"] {
+        let more = format!("compression={form},force-compression=true,oci-mediatypes=true");
+        for tag in ["a", "b"] {
+            built(&format!("{form}-{tag}"), &more);
+        }
+        let tagged = |tag: &str| registry.get_manifest("pushed", &format!("{form}-{tag}")).unwrap();
+        assert_eq!(tagged("a"), tagged("b"), "{form}");
+    }
+    // The base image's layers are its own.
+    let base = base(Form::Gzip, &[]).unwrap();
+    let reference = base.put(&registry, "base:1");
+    let child = scene.project("child", &format!("FROM {reference}\nCOPY a.txt /\n")).unwrap();
+    let output = format!("type=image,name={host}/child:1,push=true,rewrite-timestamp=true,source-date-epoch=1");
+    Build::at(&daemon, &context, child.path()).output(output).run().unwrap().success().unwrap();
+    let pushed = manifest(&registry, "child", "1");
+    assert_eq!(pushed.layers[0].digest, base.layers[0].descriptor.digest);
+    assert_eq!(pushed.layers[1].annotations["buildkit/rewritten-timestamp"], "1");
+    daemon.stop().unwrap();
+}
+
+#[test]
 fn privileged_estargz_and_docker_media_types_exclude_each_other() {
     let scene = Scene::new().unwrap();
     let daemon = scene.daemon("daemon", []).start().unwrap();

@@ -9,6 +9,7 @@
 mod compression;
 mod error;
 mod pipeline;
+mod rewrite;
 mod variants;
 
 use std::sync::Arc;

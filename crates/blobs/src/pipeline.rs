@@ -3,7 +3,8 @@
 use std::io::{self, BufReader, Read, Write};
 use std::sync::{Arc, LazyLock};
 
-use castor_archive::{Encoder, HashingReader, HashingWriter, decompress};
+use castor_archive::tar::{Reader, Writer as TarWriter};
+use castor_archive::{Encoder, HashingReader, HashingWriter, Timestamp, decompress};
 use castor_content::{Blob, Commit, ContentStore, Writer};
 use castor_estargz::{Builder, Options};
 use castor_oci::{ANNOTATION_TOC_DIGEST, ANNOTATION_UNCOMPRESSED_SIZE, Descriptor, Digest};
@@ -78,6 +79,44 @@ pub(crate) async fn convert(
     name(written.await?, compression, lease).await
 }
 
+/// `blob` with no time later than `epoch`, held by `lease`.
+pub(crate) async fn rewrite(
+    content: &Arc<dyn ContentStore>,
+    blob: Blob,
+    compression: Compression,
+    epoch: i64,
+    lease: Option<String>,
+) -> Result<Variant, BlobError> {
+    // The semaphore is never closed.
+    let _making = MAKING.acquire().await.ok();
+    let writer = content.writer().await?;
+    let (reader, pipe) = io::pipe()?;
+    let compressing =
+        castor_task::blocking(move || compress(BufReader::with_capacity(BUFFER, reader), writer, compression));
+    let making = castor_task::reading(move || {
+        let layer = blob.digest();
+        let failed = |source| BlobError::Decompress { layer, source };
+        let tar = plain_tar(&blob).map_err(failed)?;
+        cut_times(tar, epoch, io::BufWriter::with_capacity(BUFFER, pipe)).map_err(failed)
+    });
+    let (made, written) = tokio::join!(making, compressing);
+    made?;
+    name(written?, compression, lease).await
+}
+
+/// Copies a tar, with `epoch` for every later time.
+fn cut_times(tar: impl Read, epoch: i64, out: impl Write) -> io::Result<()> {
+    let mut reader = Reader::new(tar);
+    let mut out = TarWriter::new(out);
+    while let Some(mut header) = reader.next().map_err(io::Error::other)? {
+        if (header.mtime.seconds, header.mtime.nanoseconds) > (epoch, 0) {
+            header.mtime = Timestamp::from_seconds(epoch);
+        }
+        out.append(&header, &mut reader)?;
+    }
+    out.finish()?.flush()
+}
+
 /// The tar that a blob was made of: an eStargz blob's without its TOC.
 fn plain_tar(blob: &Blob) -> io::Result<Box<dyn Read + Send>> {
     const TAIL: u64 = 512;
@@ -131,6 +170,50 @@ mod tests {
     use futures::future::try_join_all;
 
     use super::*;
+
+    #[test]
+    fn times_are_cut_and_nothing_else_is_touched() {
+        use castor_archive::tar::{Header, Kind};
+        let entry = |path: &[u8], seconds: i64, nanoseconds: u32, data: &[u8]| {
+            let kind = if path.ends_with(b"/") { Kind::Directory } else { Kind::File };
+            let mtime = Timestamp { seconds, nanoseconds };
+            let mut header = Header {
+                path: path.into(),
+                kind,
+                mode: 0o640,
+                uid: 7,
+                size: data.len() as u64,
+                mtime,
+                ..Header::default()
+            };
+            header.push_xattr(b"user.x", b"1");
+            (header, data.to_vec())
+        };
+        let tar = |entries: &[(Header, Vec<u8>)]| {
+            let mut writer = TarWriter::new(Vec::new());
+            for (header, data) in entries {
+                writer.append(header, &mut data.as_slice()).unwrap();
+            }
+            writer.finish().unwrap()
+        };
+        let before = [
+            entry(b"d/", 500, 0, b""),
+            entry(b"d/old", 99, 999_999_999, b"old"),
+            entry(b"d/at", 100, 0, b""),
+            entry(b"d/just-later", 100, 1, b"later"),
+            entry(b"d/caf\xe9", 2000, 5, &[7; 1000]),
+        ];
+        let after = [
+            entry(b"d/", 100, 0, b""),
+            entry(b"d/old", 99, 999_999_999, b"old"),
+            entry(b"d/at", 100, 0, b""),
+            entry(b"d/just-later", 100, 0, b"later"),
+            entry(b"d/caf\xe9", 100, 0, &[7; 1000]),
+        ];
+        let mut out = Vec::new();
+        cut_times(tar(&before).as_slice(), 100, &mut out).unwrap();
+        assert!(out == tar(&after));
+    }
 
     /// Mounts, as it were, before it writes.
     struct Slow;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
 use castor_blobs::{Blobs, LayerBlob};
-use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, Reference, media_type};
+use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, ImageConfig, Reference, media_type};
 use castor_registry::Client;
 use serde_json::json;
 
@@ -138,8 +138,10 @@ impl ImageExporter {
         let say = |text: String| cx.cx.reporter().start(text, "", 0).finish();
         let mut statements = Vec::new();
         for (index, (platform, layers)) in result.platforms.iter().zip(layers).enumerate() {
-            self.warn_of_lost_annotations(cx, &layers);
+            // Records tell of layers as they were made, not of those with other times.
             let cache = self.inline_cache(cx, index, &layers).await?;
+            let layers = self.rewritten(cx, result, platform, layers).await?;
+            self.warn_of_lost_annotations(cx, &layers);
             let (manifest, config) = self.platform_image(platform, &layers, cache.as_deref())?;
             say(format!("exporting manifest {}", manifest.descriptor.digest));
             say(format!("exporting config {}", config.descriptor.digest));
@@ -163,6 +165,58 @@ impl ImageExporter {
             assembled.root = only;
         }
         Ok(assembled)
+    }
+
+    /// The layers with no time later than the epoch, but for those that are the base image's, if that was asked for.
+    async fn rewritten(
+        &self,
+        cx: &ExportCx,
+        result: &BuildResult,
+        platform: &PlatformResult,
+        layers: Vec<LayerBlob>,
+    ) -> Result<Vec<LayerBlob>, ExportError> {
+        if !self.options.rewrite_timestamp {
+            return Ok(layers);
+        }
+        let said = |key: &str| {
+            let of_platform = result.metadata.get(&format!("{key}/{}", platform.id));
+            of_platform.or_else(|| result.metadata.get(key).filter(|_| !result.multi_platform))
+        };
+        let epoch = match (self.options.epoch, said("source.date.epoch")) {
+            (None, Some(text)) if !text.is_empty() => {
+                Some(crate::options::parse_epoch(&String::from_utf8_lossy(text))?)
+            }
+            (epoch, _) => epoch,
+        };
+        let Some(epoch) = epoch else {
+            cx.cx.reporter().warn("rewrite-timestamp is specified, but no source-date-epoch was found");
+            return Ok(layers);
+        };
+        let base =
+            said("containerimage.base.config").and_then(|bytes| serde_json::from_slice::<ImageConfig>(bytes).ok());
+        let base = base.map(|config| config.rootfs.diff_ids).unwrap_or_default();
+        let same = layers.iter().zip(&base).take_while(|(layer, base)| layer.diff_id == **base).count();
+        let seconds = epoch.as_second();
+        let text = epoch.strftime("%Y-%m-%d %H:%M:%S +0000 UTC");
+        let rewriting =
+            cx.cx.reporter().start(format!("rewriting layers with source-date-epoch {seconds} ({text})"), "", 0);
+        let rewritten = layers.into_iter().enumerate().map(|(index, layer)| async move {
+            if index < same {
+                return layer;
+            }
+            match self.blobs.rewritten(&cx.cx, layer.clone(), self.options.compression, seconds).await {
+                Ok(rewritten) => rewritten,
+                // As BuildKit has it: an image with later times is better than none.
+                Err(error) => {
+                    let digest = layer.descriptor.digest;
+                    cx.cx.reporter().warn(format!("times in layer {digest} are not cut to {seconds}: {error}"));
+                    layer
+                }
+            }
+        });
+        let rewritten = futures::future::join_all(rewritten).await;
+        rewriting.finish();
+        Ok(rewritten)
     }
 
     /// The cache records that the image of a platform carries.

@@ -31,6 +31,8 @@ pub struct ImageOptions {
     pub compression: Compression,
     /// Times are cut to it.
     pub epoch: Option<Timestamp>,
+    /// Whether those of files in layers are, too.
+    pub rewrite_timestamp: bool,
     /// Whether statements that are for images only go into this one, if it was said.
     pub attestation_inline: Option<bool>,
     /// Whether statements are an artifact rather than look like an image, if it was said.
@@ -114,6 +116,7 @@ impl ImageOptions {
             oci_media_types: None,
             compression: Compression::default(),
             epoch: None,
+            rewrite_timestamp: false,
             attestation_inline: None,
             oci_artifact: None,
             annotations: ImageAnnotations::default(),
@@ -156,9 +159,9 @@ impl ImageOptions {
             "source-date-epoch" => self.epoch = Some(parse_epoch(value)?),
             // castor, like BuildKit's OCI worker, has no image store to put an image into.
             "store" | "unpack" | "unsafe-internal-store-allow-incomplete" => drop(flag()?),
-            "rewrite-timestamp" if flag()? => return unsupported(),
+            "rewrite-timestamp" => self.rewrite_timestamp = flag()?,
             "prefer-nondist-layers" if flag()? => return unsupported(),
-            "rewrite-timestamp" | "prefer-nondist-layers" => {}
+            "prefer-nondist-layers" => {}
             "attestation-inline" => self.attestation_inline = Some(flag()?),
             "oci-artifact" => self.oci_artifact = Some(flag()?),
             _ if self.annotations.set(key, value)? => {}
@@ -245,7 +248,7 @@ mod tests {
             (&[("push", "maybe")][..], "push"),
             (&[("compression", "lzma")], "lzma"),
             (&[("compression", "estargz"), ("oci-mediatypes", "false")], "conflicts with \"oci-mediatypes=false\""),
-            (&[("rewrite-timestamp", "true")], "rewrite-timestamp"),
+            (&[("prefer-nondist-layers", "true")], "prefer-nondist-layers"),
             (&[("annotation-layer.a", "b")], "annotation type layer"),
             (&[("compression-level", "99")], "99"),
         ] {
