@@ -55,6 +55,7 @@ pub async fn build(target: &Target, values: &Values, cancel: &CancellationToken)
 fn options(values: &Values) -> Result<BuildOptions> {
     let keychain = KeychainOptions {
         config: docker_config(),
+        environment: std::env::var("DOCKER_AUTH_CONFIG").ok().filter(|text| !text.is_empty()),
         tls: options::registry_tls(values.texts("registry-auth-tlscontext"))?,
         no_tokens: std::env::var_os("BUILDKIT_NO_CLIENT_TOKEN").is_some_and(|value| value == "1" || value == "true"),
     };

@@ -129,6 +129,9 @@ Milliseconds between two drawings.
 \\fBDOCKER_CONFIG\\fR
 Where Docker's \\fIconfig.json\\fR is, with the credentials for registries; \\fI~/.docker\\fR if it is not set.
 .TP
+\\fBDOCKER_AUTH_CONFIG\\fR
+Credentials in the form of that file's \\fIauths\\fR, which come before it.
+.TP
 \\fBBUILDKIT_NO_CLIENT_TOKEN\\fR
 1: the daemon gets passwords in place of tokens.
 .TP

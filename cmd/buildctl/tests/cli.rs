@@ -28,6 +28,8 @@ fn help_is_the_originals() {
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.starts_with("NAME:\n   buildctl - build utility\n"));
     assert!(said(&["--version"]).1.starts_with("buildctl castor "));
+    assert!(said(&["completion", "fish"]).1.contains("complete -c buildctl "));
+    assert!(said(&["man", "debug", "logs"]).1.starts_with(".TH BUILDCTL\\-DEBUG\\-LOGS 1 "));
 }
 
 #[test]
@@ -64,6 +66,33 @@ fn mistakes_are_named_before_a_daemon_is_looked_for() {
         error(&["--addr", "unix:///nonexistent/sock", "du"]),
         "error: failed to call diskusage: Unavailable: connection error: desc = \"transport: Error while dialing: dial unix /nonexistent/sock: connect: no such file or directory\"\n"
     );
+    for (arguments, message) in [
+        (&["debug", "logs"][..], "build ref must be specified"),
+        (&["debug", "get"], "blob digest must be specified"),
+        (&["debug", "get", "x"], "invalid checksum digest format"),
+        (&["debug", "ctl"], "build ref must be specified"),
+        (&["debug", "ctl", "x"], "must specify one of --pin, --unpin, --delete"),
+        (&["debug", "ctl", "--pin", "--unpin", "x"], "cannot specify both --pin and --unpin"),
+        (&["debug", "ctl", "--delete", "--pin", "x"], "cannot specify --delete with --pin or --unpin"),
+        (&["completion"], "no shell provided for completion command. available shells are [bash fish zsh]"),
+        (&["man", "nope"], "no manual entry for 'nope'"),
+        (&["--addr", "docker-container://", "du"], "docker-container://: url lacks container name"),
+        (
+            &["build", "--frontend", "x", "--ssh", "a=/nonexistent"],
+            "failed to convert agent config {a [/nonexistent] false}: failed to convert agent config for ID: \"a\": \
+             stat /nonexistent: no such file or directory",
+        ),
+        (
+            &["build", "--frontend", "x", "--oci-layout", "foo"],
+            "invalid oci-layout: oci-layout option must be 'id=path/to/layout', instead had invalid foo",
+        ),
+        (
+            &["build", "--frontend", "x", "--output", "type=oci,tar=false"],
+            "invalid output option: output: output directory is required for oci exporter",
+        ),
+    ] {
+        assert_eq!(error(arguments), format!("error: {message}\n"));
+    }
     assert_eq!(
         error(&["--addr", "tcp://127.0.0.1:1", "dial-stdio"]),
         "error: invalid address tcp://127.0.0.1:1 (expected unix://, got tcp://)\n"

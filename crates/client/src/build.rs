@@ -120,7 +120,14 @@ impl Client {
         updates: mpsc::Sender<SolveStatus>,
         cancel: &CancellationToken,
     ) -> Result<BuildResult, ClientError> {
-        let listed = self.workers(Vec::new()).await.map_err(|err| context("listing workers for Build", err))?;
+        let listed = tokio::select! {
+            listed = self.workers(Vec::new()) => listed,
+            // A daemon that does not answer is no reason to wait for ever.
+            () = cancel.cancelled() => {
+                Err(ClientError::call("failed to list workers")(Status::cancelled("context canceled")))
+            }
+        };
+        let listed = listed.map_err(listing)?;
         if listed.is_empty() {
             return Err(ClientError::Invalid("the daemon has no worker".to_owned()));
         }
@@ -241,12 +248,11 @@ fn canceled() -> ClientError {
     ClientError::call("failed to solve")(Status::cancelled("context canceled"))
 }
 
-fn context(words: &str, err: ClientError) -> ClientError {
+/// A failure to list the workers, and for what they were listed.
+fn listing(err: ClientError) -> ClientError {
     match err {
-        ClientError::Call { context: inner, failure } => {
-            let code = failure.code;
-            let text = format!("{words}: {}", ClientError::Call { context: inner, failure });
-            ClientError::Call { context: "", failure: Failure::new(code, text) }
+        ClientError::Call { failure, .. } => {
+            ClientError::Call { context: "listing workers for Build: failed to list workers", failure }
         }
         other => other,
     }

@@ -11,6 +11,8 @@ use futures::Stream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::elsewhere::Way;
+
 /// How long is waited between two attempts to reach a daemon that is starting.
 const WAIT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -176,7 +178,8 @@ fn code_name(code: Code) -> &'static str {
 /// Where the daemon is and how it is reached.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// `unix:///run/buildkit/buildkitd.sock`, `tcp://host:port`.
+    /// `unix:///run/buildkit/buildkitd.sock`, `tcp://host:port`; through a program `docker-container://name`,
+    /// `podman-container://name`, `nerdctl-container://name`, `kube-pod://name`, `ssh://user@host`.
     pub address: String,
     /// Certificates, for TCP.
     pub tls: Option<ClientTls>,
@@ -212,12 +215,18 @@ pub struct PruneOptions {
 impl Client {
     /// Connects. `context` is what an error begins with: what is wanted of the daemon.
     pub async fn connect(target: &Target, context: &'static str) -> Result<Self, ClientError> {
-        let address: Address = target.address.parse()?;
+        let way = Way::to(&target.address).transpose()?;
+        let address: Option<Address> = way.is_none().then(|| target.address.parse()).transpose()?;
         let timeout = if target.timeout.is_zero() { Duration::from_secs(u64::from(u32::MAX)) } else { target.timeout };
         let attempt = || async {
-            let channel = castor_wire::dial(&address, target.tls.as_ref(), timeout)
-                .await
-                .map_err(|error| ClientError::Dial { context, error })?;
+            let channel = match (&way, &address) {
+                (Some(way), _) => way.connect(context).await?,
+                (None, Some(address)) => castor_wire::dial(address, target.tls.as_ref(), timeout)
+                    .await
+                    .map_err(|error| ClientError::Dial { context, error })?,
+                // An address is one or the other.
+                (None, None) => return Err(ClientError::Invalid(format!("invalid address {}", target.address))),
+            };
             Ok(Self { channel })
         };
         if !target.wait {
@@ -287,7 +296,6 @@ impl Client {
         options: PruneOptions,
     ) -> Result<impl Stream<Item = Result<control::UsageRecord, ClientError>> + use<>, ClientError> {
         use futures::TryStreamExt as _;
-        const CONTEXT: &str = "failed to call prune";
         let request = control::PruneRequest {
             filter: options.filter,
             all: options.all,
@@ -296,7 +304,7 @@ impl Client {
             max_used_space: options.max_used_space,
             min_free_space: options.min_free_space,
         };
-        let response = self.control().prune(request).await.map_err(ClientError::call(CONTEXT))?;
-        Ok(response.into_inner().map_err(|status| ClientError::call(CONTEXT)(status)))
+        let response = self.control().prune(request).await.map_err(ClientError::stream)?;
+        Ok(response.into_inner().map_err(ClientError::stream))
     }
 }

@@ -3,6 +3,7 @@
 
 mod build;
 mod connection;
+mod elsewhere;
 mod history;
 pub mod progress;
 pub mod size;

@@ -32,6 +32,8 @@ enum Plot {
     /// The request itself is refused.
     Refused,
     NeverEnds,
+    /// The daemon says nothing at all.
+    Silent,
 }
 
 struct Daemon {
@@ -90,7 +92,7 @@ impl Control for Daemon {
                 self.ended.cancel();
                 return Err(Status::unknown("exporter \"x\" could not be found"));
             }
-            Plot::NeverEnds => {
+            Plot::NeverEnds | Plot::Silent => {
                 let _told = self.ended.clone().drop_guard();
                 std::future::pending::<()>().await;
             }
@@ -129,6 +131,10 @@ impl Control for Daemon {
 
     async fn list_workers(&self, _: Request<control::ListWorkersRequest>) -> Answer<control::ListWorkersResponse> {
         self.note("workers");
+        if self.plot == Plot::Silent {
+            self.session.notify_one();
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(control::ListWorkersResponse { record: vec![types::WorkerRecord::default()] }))
     }
 
@@ -298,6 +304,19 @@ async fn a_cancelled_build_is_cancelled_at_the_daemon() {
     assert_eq!(built.unwrap_err().to_string(), "failed to solve: Canceled: context canceled");
     // The daemon's call was dropped, and with it whatever it was doing.
     tokio::time::timeout(Duration::from_secs(300), daemon.ended.cancelled()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_build_on_a_silent_daemon_can_be_cancelled() {
+    let (daemon, client, _dir) = stage(Plot::Silent).await;
+    let (updates, receiver) = mpsc::channel(4);
+    let cancel = CancellationToken::new();
+    let (built, _, ()) = tokio::join!(client.build(options(), updates, &cancel), news(receiver), async {
+        daemon.session.notified().await;
+        cancel.cancel();
+    });
+    let message = "listing workers for Build: failed to list workers: Canceled: context canceled";
+    assert_eq!(built.unwrap_err().to_string(), message);
 }
 
 #[tokio::test]

@@ -117,3 +117,18 @@ fn raw_json_is_the_originals() {
         assert_eq!(go_json(&update).unwrap(), line);
     }
 }
+
+#[test]
+fn plain_lines_end_with_what_was_fetched_of_lazy_layers() {
+    let mut display = Display::plain(Paper(Vec::new(), std::fs::File::open("/dev/null").unwrap()));
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let news = format!(
+        r#"{{"vertexes":[{{"digest":"sha256:v","name":"RUN go build","started":"2023-11-14T22:13:20Z"}}],
+            "statuses":[{{"id":"layer {digest} lazy","vertex":"sha256:v","current":5000000,"total":100000000,
+            "timestamp":"2023-11-14T22:13:21Z","started":"2023-11-14T22:13:20Z"}}]}}"#
+    );
+    display.update(serde_json::from_str(&news).unwrap()).unwrap();
+    display.finish().unwrap();
+    let printed = String::from_utf8(display.into_inner().0).unwrap();
+    assert!(printed.ends_with("\n\nlazy layers: fetched 5.00MB of 100.00MB (5%)\n"), "{printed}");
+}

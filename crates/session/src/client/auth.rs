@@ -27,6 +27,8 @@ const FRESH: Duration = Duration::from_secs(4 * 60 + 50);
 pub struct KeychainOptions {
     /// Docker's `config.json`; without it the user is nobody anywhere.
     pub config: Option<PathBuf>,
+    /// Credentials in the form of that file's `auths`, which come before it: what `DOCKER_AUTH_CONFIG` holds.
+    pub environment: Option<String>,
     /// Certificates for token servers, by the registry's host.
     pub tls: BTreeMap<String, TlsFiles>,
     /// Hands the daemon secrets instead of tokens.
@@ -70,9 +72,18 @@ impl Inner {
             return Ok(login.clone());
         }
         let failed = |error: super::DockerConfigError| Status::unknown(error.to_string());
-        let login = match self.options.config.clone() {
-            None => Login::default(),
-            Some(path) => {
+        let environment = match self.options.environment.as_deref().map(DockerConfig::from_environment) {
+            Some(Ok(config)) => config.entry_login(host).map_err(failed)?,
+            Some(Err(error)) => {
+                tracing::warn!("Failed to create credential store from DOCKER_AUTH_CONFIG: {error}");
+                None
+            }
+            None => None,
+        };
+        let login = match (environment, self.options.config.clone()) {
+            (Some(login), _) => login,
+            (None, None) => Login::default(),
+            (None, Some(path)) => {
                 // The file may change between two builds of one client.
                 let read = tokio::task::spawn_blocking(move || DockerConfig::read(&path)).await;
                 let config = read.map_err(|error| Status::internal(error.to_string()))?.map_err(failed)?;

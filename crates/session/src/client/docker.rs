@@ -83,6 +83,23 @@ pub enum DockerConfigError {
     },
 }
 
+/// A variable of the environment that holds no credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvironmentError {
+    /// It is malformed.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// An entry has no user and password.
+    #[error("missing key `auth` for {host}")]
+    Missing {
+        /// The registry.
+        host: String,
+    },
+    /// What it has instead is malformed.
+    #[error(transparent)]
+    Entry(#[from] DockerConfigError),
+}
+
 /// The parts of `config.json` that matter here.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -130,16 +147,45 @@ impl DockerConfig {
         }
     }
 
+    /// Reads `auths` as a variable of the environment holds them: each has a user and a password, and nothing else is there.
+    pub fn from_environment(text: &str) -> Result<Self, EnvironmentError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Environment {
+            #[serde(default)]
+            auths: BTreeMap<String, Auth>,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Auth {
+            #[serde(default)]
+            auth: String,
+        }
+        let read: Environment = serde_json::from_str(text)?;
+        let mut auths = BTreeMap::new();
+        for (host, Auth { auth }) in read.auths {
+            if auth.is_empty() {
+                return Err(EnvironmentError::Missing { host });
+            }
+            let entry = Entry { auth, ..Entry::default() };
+            entry.login(&host)?;
+            auths.insert(host, entry);
+        }
+        Ok(Self { auths, ..Self::default() })
+    }
+
+    /// Who the user is at `host`, if an entry of this configuration says so.
+    pub fn entry_login(&self, host: &str) -> Result<Option<Login>, DockerConfigError> {
+        self.entry(server_of(host)).map(|entry| entry.login(host)).transpose()
+    }
+
     /// Who the user is at `host`.
     pub async fn login(&self, host: &str) -> Result<Login, DockerConfigError> {
-        let server = match host {
-            "docker.io" | "registry-1.docker.io" | "index.docker.io" => DOCKER_HUB,
-            host => host,
-        };
-        let helper = self.helpers.get(server).or_else(|| self.helpers.get(host)).cloned();
-        let helper = helper.or_else(|| (!self.store.is_empty()).then(|| self.store.clone()));
-        if let Some(helper) = helper
-            && let Some(login) = ask_helper(&helper, server).await?
+        let server = server_of(host);
+        // A registry whose helper has no name has none, whatever keeps the others.
+        let helper = self.helpers.get(server).or_else(|| self.helpers.get(host)).unwrap_or(&self.store);
+        if !helper.is_empty()
+            && let Some(login) = ask_helper(helper, server).await?
         {
             return Ok(login);
         }
@@ -157,6 +203,14 @@ impl DockerConfig {
         self.auths
             .get(server)
             .or_else(|| self.auths.iter().find(|(key, _)| host_of(key) == host).map(|(_, entry)| entry))
+    }
+}
+
+/// The name of a registry in the file.
+fn server_of(host: &str) -> &str {
+    match host {
+        "docker.io" | "registry-1.docker.io" | "index.docker.io" => DOCKER_HUB,
+        host => host,
     }
 }
 
@@ -189,8 +243,12 @@ impl Entry {
 /// Asks a program that keeps secrets; `None` if it has none.
 async fn ask_helper(helper: &str, server: &str) -> Result<Option<Login>, DockerConfigError> {
     let program = format!("docker-credential-{helper}");
+    ask(Command::new(&program), program, server).await
+}
+
+async fn ask(mut command: Command, program: String, server: &str) -> Result<Option<Login>, DockerConfigError> {
     let run = |source| DockerConfigError::Run { program: program.clone(), source };
-    let mut child = Command::new(&program)
+    let mut child = command
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -263,5 +321,58 @@ mod tests {
         let error = config.login("a.io").await.unwrap_err().to_string();
         assert!(error.starts_with("run docker-credential-surely-not-there: "), "{error}");
         assert_eq!(config.login("b.io").await.unwrap(), Login::default());
+    }
+
+    #[tokio::test]
+    async fn a_registry_may_have_no_helper() {
+        let config = config(serde_json::json!({
+            "credsStore": "surely-not-there",
+            "credHelpers": {"a.io": ""},
+            "auths": {"a.io": {"auth": STANDARD.encode("u:p")}},
+        }));
+        assert_eq!(config.login("a.io").await.unwrap().user, "u");
+        assert!(config.login("b.io").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn helpers_are_asked() {
+        const SCRIPT: &str = r#"
+            test "$0" = get || exit 9
+            read -r host
+            case $host in
+            token.io) echo '{"ServerURL":"token.io","Username":"<token>","Secret":"idt"}' ;;
+            user.io) echo '{"Username":"u","Secret":"p"}' ;;
+            broken.io) echo 'no json' ;;
+            silent.io) exit 1 ;;
+            locked.io) echo 'the keychain is locked'; exit 1 ;;
+            *) echo 'credentials not found in native keychain'; exit 1 ;;
+            esac"#;
+        let asked = async |server: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", SCRIPT]);
+            ask(command, "helper".to_owned(), server).await
+        };
+        let token = Login { identity_token: "idt".into(), ..Login::default() };
+        assert_eq!(asked("token.io").await.unwrap(), Some(token));
+        let user = asked("user.io").await.unwrap().unwrap();
+        assert_eq!((user.user.as_str(), user.password.as_str()), ("u", "p"));
+        assert_eq!(asked("other.io").await.unwrap(), None);
+        assert_eq!(asked("silent.io").await.unwrap(), None);
+        assert_eq!(asked("locked.io").await.unwrap_err().to_string(), "helper failed: the keychain is locked");
+        assert!(asked("broken.io").await.unwrap_err().to_string().starts_with("helper failed: answer: "));
+    }
+
+    #[test]
+    fn the_environment_has_users_and_passwords() {
+        let read = |text: &str| DockerConfig::from_environment(text);
+        let auth = STANDARD.encode("u:p");
+        let found = read(&format!(r#"{{"auths":{{"https://index.docker.io/v1/":{{"auth":"{auth}"}}}}}}"#)).unwrap();
+        assert_eq!(found.entry_login("docker.io").unwrap().unwrap().user, "u");
+        assert_eq!(found.entry_login("a.io").unwrap(), None);
+        let wrong = |text: &str| read(text).unwrap_err().to_string();
+        assert_eq!(wrong(r#"{"auths":{"a.io":{}}}"#), "missing key `auth` for a.io");
+        assert!(wrong(r#"{"auths":{"a.io":{"auth":"x","token":"y"}}}"#).contains("unknown field `token`"));
+        assert!(wrong(r#"{"auths":{"a.io":{"auth":"%"}}}"#).contains("a.io"));
+        assert!(wrong("{").contains("EOF"));
     }
 }

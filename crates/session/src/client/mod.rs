@@ -45,7 +45,7 @@ use crate::{SessionError, key};
 
 pub use agent::{Key, KeyError};
 pub use auth::{Keychain, KeychainOptions};
-pub use docker::{DockerConfig, DockerConfigError, Login};
+pub use docker::{DockerConfig, DockerConfigError, EnvironmentError, Login};
 pub use filesend::{Destination, Exports, OpenStream};
 pub use filesync::SharedDirectories;
 pub use layout::{Layout, LayoutError, Name};
