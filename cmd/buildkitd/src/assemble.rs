@@ -23,6 +23,8 @@ use castor_task::Scope;
 
 use crate::collector::GcSettings;
 use crate::config;
+use crate::network::Network;
+use crate::otlp::Collector;
 use crate::settings::{Settings, Snapshotter, WorkerSettings};
 
 /// Version of the state directory. Newer ones are refused by the database; older ones are migrated there.
@@ -41,6 +43,8 @@ pub struct Assembled {
     pub daemon: Arc<Daemon>,
     /// Layer objects, for what is shown of them and for an ordered end.
     pub engine: Arc<LayerEngine>,
+    /// What runs steps, for an ordered end.
+    pub executor: Arc<Runc>,
     /// The database, closed last.
     pub db: Arc<Db>,
 }
@@ -81,7 +85,7 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
         Solver::new(SolverOptions { scope: scope.child("solver"), keys: store.keys(), results: store.results() });
     let ops = Worker::new(WorkerConfig {
         store: store.clone(),
-        executor,
+        executor: executor.clone(),
         registry: registry.clone(),
         sessions: sessions.clone(),
         db: keys,
@@ -92,6 +96,7 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
     });
     let history = History::new(db.clone(), store.content().clone(), store.leases().clone(), settings.history);
     history.recover().await.context("open build records")?;
+    let collector = Collector::from_env()?.map(|collector| collector.start(scope)).transpose()?;
     let parts = Parts {
         blobs: Blobs::new(store.clone(), &scope.child("blobs")),
         store,
@@ -99,13 +104,13 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
         sessions,
         ops,
         history,
-        traces: Traces::new(None),
+        traces: Traces::new(collector),
         worker: worker_info(settings, &state, &engine)?,
         allowed: settings.entitlements.iter().cloned().collect(),
         policies: policies(settings.worker.gc.as_ref(), &state)?,
     };
     let daemon = Daemon::new(parts, solver, scope.child("daemon"));
-    Ok(Assembled { daemon, engine, db })
+    Ok(Assembled { daemon, engine, executor, db })
 }
 
 fn create(directory: &Path) -> Result<()> {
@@ -176,21 +181,29 @@ fn registry_config(settings: &Settings) -> castor_registry::Config {
 }
 
 async fn executor(settings: &Settings, state: &Path) -> Result<Arc<Runc>> {
+    let cni = match &settings.worker.network {
+        Network::Cni(cni) => Some(cni.clone()),
+        Network::Host { fallback } => {
+            if *fallback {
+                tracing::warn!("steps share the host's network: no other provider is configured");
+            }
+            None
+        }
+    };
     let config = castor_executor::Config {
         root: state.join("executor"),
         binary: settings.worker.binary.as_ref().map(PathBuf::from),
-        sandbox_network: SandboxNetwork::Host,
+        sandbox_network: if cni.is_some() { SandboxNetwork::Cni } else { SandboxNetwork::Host },
+        cni,
         dns: Dns {
             nameservers: settings.dns.nameservers.clone(),
             options: settings.dns.options.clone(),
             search_domains: settings.dns.search_domains.clone(),
         },
         cgroup_parent: settings.worker.cgroup_parent.clone().unwrap_or_default(),
-        apparmor_profile: String::new(),
+        apparmor_profile: settings.worker.apparmor_profile.clone().unwrap_or_default(),
     };
-    if settings.worker.network == "auto" {
-        tracing::warn!("steps share the host's network: no other provider is configured");
-    }
+    castor_task::blocking(castor_executor::prepare_cgroups).await;
     let runc = castor_task::blocking(move || Runc::new(config)).await.context("set up the container runtime")?;
     runc.recover().await.context("remove what a killed daemon left")?;
     Ok(Arc::new(runc))
@@ -202,7 +215,7 @@ fn worker_info(settings: &Settings, state: &Path, engine: &LayerEngine) -> Resul
     let mut labels: BTreeMap<String, String> = [
         ("executor", "oci"),
         ("hostname", hostname.trim()),
-        ("network", "host"),
+        ("network", settings.worker.network.label()),
         ("oci.process-mode", "sandbox"),
         ("selinux.enabled", "false"),
         ("snapshotter", settings.worker.snapshotter.name()),

@@ -26,6 +26,14 @@ pub struct Config {
     pub registry: BTreeMap<String, Registry>,
     pub frontend: BTreeMap<String, Frontend>,
     pub system: System,
+    /// Things of BuildKit's that castor has not; whoever sets them is told.
+    pub otel: Option<toml::Value>,
+    pub cdi: Option<toml::Value>,
+    pub trace: Option<toml::Value>,
+    #[serde(rename = "proxyNetwork")]
+    pub proxy_network: Option<toml::Value>,
+    #[serde(rename = "provenanceEnvDir")]
+    pub provenance_env_dir: Option<toml::Value>,
 }
 
 /// `[log]`
@@ -109,7 +117,9 @@ pub struct OciWorker {
     pub network_mode: Option<String>,
     pub cni_config_path: Option<PathBuf>,
     pub cni_binary_path: Option<PathBuf>,
-    pub cni_pool_size: Option<u32>,
+    pub cni_pool_size: Option<usize>,
+    pub bridge_name: Option<String>,
+    pub bridge_subnet: Option<String>,
     pub binary: Option<String>,
     pub proxy_snapshotter_path: Option<PathBuf>,
     pub default_cgroup_parent: Option<String>,

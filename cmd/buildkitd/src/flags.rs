@@ -60,9 +60,21 @@ pub struct Flags {
     /// Platform that the worker builds for, repeatable
     #[arg(long, value_name = "PLATFORM", action = ArgAction::Append)]
     pub oci_worker_platform: Vec<String>,
-    /// Network of RUN steps: auto or host
+    /// Network of RUN steps: auto, cni, bridge or host
     #[arg(long, value_name = "MODE")]
     pub oci_worker_net: Option<String>,
+    /// CNI's configuration: one plugin, or a list (.conflist)
+    #[arg(long, value_name = "FILE")]
+    pub oci_cni_config_path: Option<PathBuf>,
+    /// Where CNI's plugins are
+    #[arg(long, value_name = "DIR")]
+    pub oci_cni_binary_dir: Option<PathBuf>,
+    /// How many networks are made in advance
+    #[arg(long, value_name = "N")]
+    pub oci_cni_pool_size: Option<usize>,
+    /// AppArmor profile of RUN steps
+    #[arg(long, value_name = "PROFILE")]
+    pub oci_worker_apparmor_profile: Option<String>,
     /// Program that runs containers: runc or crun
     #[arg(long, value_name = "PROGRAM")]
     pub oci_worker_binary: Option<String>,
@@ -99,14 +111,6 @@ pub struct WithoutEffect {
     rootless: Option<String>,
     #[arg(long, hide = true)]
     oci_worker_proxy_snapshotter_path: Option<String>,
-    #[arg(long, hide = true)]
-    oci_cni_config_path: Option<String>,
-    #[arg(long, hide = true)]
-    oci_cni_binary_dir: Option<String>,
-    #[arg(long, hide = true)]
-    oci_cni_pool_size: Option<String>,
-    #[arg(long, hide = true)]
-    oci_worker_apparmor_profile: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     oci_worker_selinux: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -161,10 +165,6 @@ impl WithoutEffect {
             ("proxy-network", &self.proxy_network),
             ("rootless", &self.rootless),
             ("oci-worker-proxy-snapshotter-path", &self.oci_worker_proxy_snapshotter_path),
-            ("oci-cni-config-path", &self.oci_cni_config_path),
-            ("oci-cni-binary-dir", &self.oci_cni_binary_dir),
-            ("oci-cni-pool-size", &self.oci_cni_pool_size),
-            ("oci-worker-apparmor-profile", &self.oci_worker_apparmor_profile),
             ("oci-worker-selinux", &self.oci_worker_selinux),
             ("oci-worker-rootless", &self.oci_worker_rootless),
             ("oci-worker-no-process-sandbox", &self.oci_worker_no_process_sandbox),
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn names_the_flags_that_do_nothing() {
-        let flags = parse(&["--oci-cni-pool-size=3", "--cdi-spec-dir=/a", "--rootless"]);
-        assert_eq!(flags.without_effect.given(), ["rootless", "oci-cni-pool-size", "cdi-spec-dir"]);
+        let flags = parse(&["--otel-socket-path=/b", "--cdi-spec-dir=/a", "--rootless"]);
+        assert_eq!(flags.without_effect.given(), ["otel-socket-path", "rootless", "cdi-spec-dir"]);
     }
 }

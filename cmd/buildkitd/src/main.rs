@@ -9,6 +9,9 @@ mod flags;
 mod insight;
 mod lock;
 mod memory;
+mod network;
+mod notify;
+mod otlp;
 mod settings;
 
 use std::process::ExitCode;
@@ -104,12 +107,14 @@ async fn run(settings: &Settings) -> Result<()> {
     for listener in &listeners {
         tracing::info!("running server on {}", listener.address());
     }
+    notify::tell(notify::READY);
     let serve = castor_control::serve(assembled.daemon.clone(), listeners, &serving);
     tokio::pin!(serve);
     tokio::select! {
         () = &mut serve => {}
         name = stop.next() => {
             tracing::info!("{name}: stopping");
+            notify::tell(notify::STOPPING);
             serving.cancel();
             tokio::select! {
                 () = &mut serve => {}
@@ -124,6 +129,9 @@ async fn run(settings: &Settings) -> Result<()> {
 /// keep the process.
 async fn end(scope: Scope, assembled: assemble::Assembled) -> Result<()> {
     let ending = async {
+        if let Err(still) = assembled.executor.close(STOP_WITHIN / 4).await {
+            tracing::warn!("{still}");
+        }
         assembled.engine.shutdown().await;
         if let Err(still) = scope.close(STOP_WITHIN / 2).await {
             tracing::warn!("{still}");

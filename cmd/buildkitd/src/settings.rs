@@ -11,6 +11,7 @@ use castor_oci::Platform;
 use crate::collector::GcSettings;
 use crate::config::{self, Config, Lazy};
 use crate::flags::Flags;
+use crate::network::Network;
 
 /// What the daemon does, decided.
 #[derive(Debug)]
@@ -79,7 +80,9 @@ pub struct WorkerSettings {
     /// What of `[worker.oci.stargzSnapshotter]` means something here.
     pub stargz: StargzSettings,
     /// Network of steps that ask for none in particular.
-    pub network: String,
+    pub network: Network,
+    /// AppArmor profile of steps.
+    pub apparmor_profile: Option<String>,
     /// The container runtime.
     pub binary: Option<String>,
     /// Steps at once.
@@ -154,6 +157,17 @@ impl Settings {
             if frontend.enabled == Some(false) || !frontend.allowed_repositories.is_empty() {
                 warnings
                     .push(format!("[frontend.{name:?}] has no effect on castor: its own frontends are always there"));
+            }
+        }
+        for (key, value) in [
+            ("otel", &config.otel),
+            ("cdi", &config.cdi),
+            ("trace", &config.trace),
+            ("proxyNetwork", &config.proxy_network),
+            ("provenanceEnvDir", &config.provenance_env_dir),
+        ] {
+            if value.is_some() {
+                warnings.push(format!("{key} in {} has no effect on castor", path.display()));
             }
         }
         let group = flags.group.as_deref().map(group_id).transpose()?;
@@ -235,11 +249,7 @@ fn worker(flags: &Flags, config: &Config, warnings: &mut Vec<String>) -> Result<
         Some(other) => bail!("snapshotter {other:?} is not available: want stargz, overlayfs, native or auto"),
     };
     for (set, key) in [
-        (file.cni_config_path.is_some(), "cniConfigPath"),
-        (file.cni_binary_path.is_some(), "cniBinaryPath"),
-        (file.cni_pool_size.is_some(), "cniPoolSize"),
         (file.proxy_snapshotter_path.is_some(), "proxySnapshotterPath"),
-        (file.apparmor_profile.is_some(), "apparmor-profile"),
         (file.selinux, "selinux"),
         (file.rootless, "rootless"),
         (file.no_process_sandbox, "noProcessSandbox"),
@@ -248,10 +258,6 @@ fn worker(flags: &Flags, config: &Config, warnings: &mut Vec<String>) -> Result<
             warnings.push(format!("[worker.oci] {key} has no effect on castor"));
         }
     }
-    let network = flags.oci_worker_net.clone().or(file.network_mode.clone()).unwrap_or_else(|| "auto".into());
-    if !matches!(network.as_str(), "auto" | "host") {
-        bail!("worker network {network:?} is not available yet: want auto or host");
-    }
     Ok(WorkerSettings {
         labels,
         platforms,
@@ -259,7 +265,8 @@ fn worker(flags: &Flags, config: &Config, warnings: &mut Vec<String>) -> Result<
         lazy: file.lazy.unwrap_or(Lazy::Prefer),
         layer_mode: file.layer_mode.clone(),
         stargz: stargz(&file.stargz_snapshotter, warnings)?,
-        network,
+        network: Network::new(flags, file)?,
+        apparmor_profile: flags.oci_worker_apparmor_profile.clone().or(file.apparmor_profile.clone()),
         binary: flags.oci_worker_binary.clone().or(file.binary.clone()),
         max_parallelism: flags.oci_max_parallelism.or(file.max_parallelism).filter(|&steps| steps > 0),
         cgroup_parent: file.default_cgroup_parent.clone(),
@@ -384,6 +391,7 @@ mod tests {
             (&["--oci-worker-platform=plan9/"], "plan9/"),
             (&["--allow-insecure-entitlement=all"], "all"),
             (&["--oci-worker-gc-keepstorage=a"], "keepstorage"),
+            (&["--oci-worker-net=vpn"], "vpn"),
         ] {
             let error = format!("{:#}", settings(arguments).unwrap_err());
             assert!(error.contains(word), "{arguments:?}: {error}");

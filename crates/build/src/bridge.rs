@@ -13,6 +13,7 @@ use castor_ops::bridge::{CacheImport, ReadDir, ReadFile, SourceMeta, SourceMetaR
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_progress::{Event, Reporter, Timestamp, Warning};
 use castor_proto::fsutil::Stat;
+use castor_proto::pb;
 use castor_solver::{Cx, Edge, Job, KeyId};
 use castor_store::ImmutableRef;
 use castor_task::CancellationToken;
@@ -129,6 +130,10 @@ impl BuildBridge {
         if definition.is_empty() {
             return Ok(None);
         }
+        let policy = &self.build.request.policy;
+        let denied =
+            |error| BridgeError::unknown(format!("failed to load LLB: error evaluating the source policy: {error}"));
+        let definition = policy.apply(definition).map_err(denied)?;
         let graph = Graph::decode(&definition.to_pb(), &Limits::default())
             .map_err(|error| BridgeError::unknown(format!("failed to load LLB: {error}")))?;
         // Refused here rather than when it is computed, which may be never.
@@ -152,6 +157,21 @@ impl BuildBridge {
         self.trail.computed(reference.id());
         self.build.keys.lock().insert(reference.id().to_owned(), built.keys);
         Ok(built.result)
+    }
+
+    /// A look-up of the source that the policy makes of the one asked for.
+    fn judged(&self, mut request: SourceMetaRequest) -> Result<SourceMetaRequest, BridgeError> {
+        let policy = &self.build.request.policy;
+        if !policy.is_empty() {
+            let mut source = pb::SourceOp {
+                identifier: std::mem::take(&mut request.identifier),
+                attrs: std::mem::take(&mut request.attrs),
+            };
+            let failed = |error| BridgeError::unknown(format!("could not resolve image due to policy: {error}"));
+            policy.judge(&mut source).map_err(failed)?;
+            (request.identifier, request.attrs) = (source.identifier, source.attrs);
+        }
+        Ok(request)
     }
 
     /// Runs a frontend over a bridge of its own.
@@ -209,6 +229,7 @@ impl Bridge for BuildBridge {
 
     async fn resolve_source(&self, request: SourceMetaRequest) -> Result<SourceMeta, BridgeError> {
         let sessions = vec![self.build.request.session.clone()];
+        let request = self.judged(request)?;
         let platform = request.platform.clone();
         let ops = &self.build.daemon.ops;
         let meta = ops.resolve_source(request, sessions, self.build.job.sink(), self.build.token.clone()).await?;

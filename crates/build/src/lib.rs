@@ -7,6 +7,7 @@ mod daemon;
 mod entitlements;
 mod history;
 mod journal;
+mod policy;
 mod provenance;
 mod remote_cache;
 mod request;
@@ -23,6 +24,7 @@ pub use history::{
     select,
 };
 pub use journal::{Counts, Journal, Watcher};
+pub use policy::{Policy, PolicyError};
 pub use request::{CacheRequest, ExporterRequest, Request};
 pub use run::Build;
 pub use trace::{TraceContext, Traces};

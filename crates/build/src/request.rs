@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use castor_llb::Definition;
 
-use crate::TraceContext;
+use crate::{Policy, TraceContext};
 
 /// A build, as Control.Solve describes it.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +29,8 @@ pub struct Request {
     pub entitlements: Vec<String>,
     /// The client's session.
     pub session: String,
+    /// What sources are allowed, and what they become.
+    pub policy: Policy,
     /// Not for the history.
     pub internal: bool,
     /// The trace that the client follows it in.

@@ -17,8 +17,10 @@ pub(crate) fn request(wire: wire::SolveRequest) -> Result<Request, Status> {
         0 | 10 | 20 | 30 => {}
         version => return Err(Status::invalid_argument(format!("unsupported compatibility version {version}"))),
     }
-    if wire.source_policy.is_some_and(|policy| !policy.rules.is_empty()) || !wire.source_policy_session.is_empty() {
-        return Err(Status::unimplemented("source policies are not supported by castor yet"));
+    let policy = castor_build::Policy::new(wire.source_policy.unwrap_or_default())
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if !wire.source_policy_session.is_empty() {
+        return Err(Status::unimplemented("source policies that the client judges are not supported by castor yet"));
     }
     if wire.proxy_network {
         return Err(Status::unimplemented("the proxy network is not supported by castor yet"));
@@ -59,6 +61,7 @@ pub(crate) fn request(wire: wire::SolveRequest) -> Result<Request, Status> {
         entitlements: wire.entitlements,
         session: wire.session,
         internal: wire.internal,
+        policy,
         trace: None,
     })
 }

@@ -24,7 +24,7 @@ use crate::mounts::{self, Mounts};
 use crate::process::{ExecMount, Meta, Network, Process, RootMount};
 use crate::rooted::Root;
 use crate::runc::{Config, SandboxNetwork};
-use crate::spec::{self, Container};
+use crate::spec::{self, Container, Net};
 use crate::stubs::Stubs;
 use crate::{cgroup, resolver, user};
 
@@ -69,12 +69,13 @@ impl Bundle {
         self.cgroup = cgroup::path(parent, id);
         // Before the runtime makes it, so that it is found after a crash at any moment.
         self.write(CGROUP, &self.cgroup.to_string_lossy())?;
-        let host_network = match (meta.network, config.sandbox_network) {
-            (Network::Host, _) | (Network::Sandbox, SandboxNetwork::Host) => true,
-            (Network::None, _) | (Network::Sandbox, SandboxNetwork::None) => false,
+        let network = match (meta.network, config.sandbox_network, &plan.network) {
+            (Network::Host, _, _) | (Network::Sandbox, SandboxNetwork::Host, _) => Net::Host,
+            (Network::Sandbox, SandboxNetwork::Cni, Some(path)) => Net::At(path),
+            (Network::None, _, _) | (Network::Sandbox, SandboxNetwork::None | SandboxNetwork::Cni, _) => Net::New,
         };
         let hosts = self.write("hosts", &resolver::hosts(&meta.hostname, &meta.extra_hosts))?;
-        let resolv_conf = self.write("resolv.conf", &resolver::resolv_conf(&config.dns, host_network)?)?;
+        let resolv_conf = self.write("resolv.conf", &resolver::resolv_conf(&config.dns, network == Net::Host)?)?;
         let mount_dir = self.dir.join("mounts");
         make_dir(&mount_dir)?;
         self.mounts = Some(Mounts::prepare(&plan.mounts, &mount_dir)?);
@@ -91,7 +92,7 @@ impl Bundle {
             resolv_conf: &resolv_conf,
             hosts: &hosts,
             mounts: self.mounts.as_ref().map_or(&[], |mounts| &mounts.ready),
-            host_network,
+            network,
             cgroup_parent: parent,
             apparmor_profile: &config.apparmor_profile,
         };
@@ -163,13 +164,15 @@ pub struct Plan {
     pub root: RootMount,
     pub mounts: Vec<ExecMount>,
     pub meta: Meta,
+    /// Where its network namespace is, if it has one of its own that somebody furnished.
+    pub network: Option<PathBuf>,
 }
 
 impl Plan {
     /// Splits a process into what is written down and its streams.
     pub fn of(process: Process) -> (Self, crate::Stdio) {
         let Process { id: _, root, mounts, meta, stdio } = process;
-        (Self { root, mounts, meta }, stdio)
+        (Self { root, mounts, meta, network: None }, stdio)
     }
 }
 

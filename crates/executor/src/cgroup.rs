@@ -52,6 +52,65 @@ impl Hierarchy {
     }
 }
 
+/// Makes the host's cgroups ready for containers, and says in the log what stands against it. Blocks.
+///
+/// Inside of a container with a cgroup namespace of its own the daemon sits in the root of what it sees, and the second
+/// version's rule that processes and controllers do not go together would leave containers without limits: it moves aside.
+pub fn prepare() {
+    let root = Path::new(MOUNT_POINT);
+    // The host's own root has no type; that of a namespace has.
+    if Hierarchy::detect() == Hierarchy::Unified && root.join("cgroup.type").exists() {
+        match move_aside(root) {
+            Ok(controllers) => tracing::info!(?controllers, "processes moved to a cgroup of their own"),
+            Err(error) => tracing::warn!(%error, "move processes to a cgroup of their own: {HINT}"),
+        }
+    }
+    let tops = match Hierarchy::detect() {
+        Hierarchy::Unified => vec![root.to_path_buf()],
+        Hierarchy::Hybrid | Hierarchy::Legacy => {
+            ["memory", "pids"].map(|name| root.join(name)).into_iter().filter(|top| top.exists()).collect()
+        }
+        Hierarchy::Absent => {
+            tracing::warn!("no cgroups are mounted on {MOUNT_POINT}: steps cannot be limited, and may not run");
+            return;
+        }
+    };
+    for top in tops {
+        let probe = top.join(format!("castor-probe-{}", std::process::id()));
+        if let Err(error) = fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)) {
+            tracing::warn!(%error, "cgroups cannot be made in {}: {HINT}", top.display());
+        }
+    }
+}
+
+/// What to do about a cgroup file system that cannot be written.
+const HINT: &str = "a daemon in a container needs a writable /sys/fs/cgroup, such as with --privileged";
+
+/// Moves all processes of the cgroup `root` to one below it, and lets controllers pass to others below. The controllers
+/// that do.
+fn move_aside(root: &Path) -> io::Result<Vec<String>> {
+    let aside = root.join("init");
+    match fs::create_dir(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let write = |path: PathBuf, text: &str| {
+        use io::Write as _;
+        fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+    };
+    for pid in fs::read_to_string(root.join("cgroup.procs"))?.lines() {
+        match write(aside.join("cgroup.procs"), pid) {
+            // It ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+            other => other?,
+        }
+    }
+    let controllers = fs::read_to_string(root.join("cgroup.controllers"))?;
+    // One by one: one that cannot pass does not keep the others.
+    let pass = |name: &&str| write(root.join("cgroup.subtree_control"), &format!("+{name}")).is_ok();
+    Ok(controllers.split_whitespace().filter(pass).map(str::to_owned).collect())
+}
+
 /// The cgroup of container `id` below `parent`, as the runtime takes it.
 pub fn path(parent: &str, id: &str) -> PathBuf {
     // systemd's form: slice:prefix:name
@@ -154,6 +213,27 @@ mod tests {
         assert_eq!(path("", "c"), Path::new("/buildkit/c"));
         assert_eq!(path("/a/b", "c"), Path::new("/a/b/buildkit/c"));
         assert_eq!(path("user.slice:x:", "c"), Path::new("user.slice:x:c"));
+    }
+
+    #[test]
+    fn processes_move_aside_and_controllers_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir(root.join("init")).unwrap();
+        for (file, text) in [
+            ("cgroup.procs", "1\n7\n"),
+            ("cgroup.controllers", "cpu memory\n"),
+            ("cgroup.subtree_control", ""),
+            ("init/cgroup.procs", ""),
+        ] {
+            fs::write(root.join(file), text).unwrap();
+        }
+        assert_eq!(move_aside(root).unwrap(), ["cpu", "memory"]);
+        // A real one takes a line at a time; a plain file keeps the last.
+        assert_eq!(fs::read_to_string(root.join("init/cgroup.procs")).unwrap(), "7");
+        fs::remove_file(root.join("cgroup.subtree_control")).unwrap();
+        assert_eq!(move_aside(root).unwrap(), Vec::<String>::new());
+        assert!(move_aside(&root.join("none")).is_err());
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub enum ExecError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The network of a container could not be made.
+    #[error("failed to set up the network: {0}")]
+    Network(String),
     /// The user or group to run as does not exist.
     #[error(transparent)]
     User(#[from] crate::user::UserError),

@@ -8,6 +8,7 @@
 
 mod bundle;
 mod cgroup;
+mod cni;
 pub mod emulation;
 mod error;
 mod logs;
@@ -28,6 +29,8 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub use cgroup::prepare as prepare_cgroups;
+pub use cni::{CniConfig, CniNetwork};
 pub use error::{ExecError, ExitStatus, UNKNOWN_EXIT_CODE};
 pub use logs::{LogLimits, log_output, step_outputs};
 pub use process::{

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{self, Bundle, InMemory, Plan};
+use crate::cni::{Cni, CniConfig};
 use crate::error::{ExecError, ExitStatus};
 use crate::process::{Meta, Network, Process, Stdio};
 use crate::rooted::Root;
@@ -43,6 +44,8 @@ pub struct Config {
     pub binary: Option<PathBuf>,
     /// What [`Network::Sandbox`] gives.
     pub sandbox_network: SandboxNetwork,
+    /// How [`SandboxNetwork::Cni`] makes networks.
+    pub cni: Option<CniConfig>,
     /// Settings for `/etc/resolv.conf` that replace the host's.
     pub dns: Dns,
     /// The cgroup below which containers' are made.
@@ -59,6 +62,8 @@ pub enum SandboxNetwork {
     Host,
     /// A loopback interface alone.
     None,
+    /// What CNI's plugins make, by [`Config::cni`].
+    Cni,
 }
 
 /// Settings for `/etc/resolv.conf`; what is empty is as on the host.
@@ -82,6 +87,8 @@ pub struct Runc {
 struct Shared {
     config: Config,
     runtime: Runtime,
+    /// Makes networks, where they are made.
+    cni: Option<Arc<Cni>>,
     /// The containers that run, with their roots.
     running: Mutex<HashMap<String, Running>>,
     /// Numbers processes that are run in containers.
@@ -113,9 +120,15 @@ impl Runc {
         if config.sandbox_network == SandboxNetwork::Host {
             tracing::debug!("using host network as the default");
         }
+        let cni = match (config.sandbox_network, &config.cni) {
+            (SandboxNetwork::Cni, Some(cni)) => Some(Arc::new(Cni::open(cni, config.root.join("net"))?)),
+            (SandboxNetwork::Cni, None) => return Err(ExecError::Network("CNI is not configured".to_owned())),
+            (SandboxNetwork::Host | SandboxNetwork::None, _) => None,
+        };
         let shared = Shared {
             config,
             runtime,
+            cni,
             running: Mutex::default(),
             processes: AtomicU64::new(0),
             scope: Scope::root("executor"),
@@ -143,12 +156,20 @@ impl Runc {
         }
         let root = self.shared.config.root.clone();
         let recovered = castor_task::blocking(move || bundle::recover(&root)).await;
-        recovered.map_err(|err| ExecError::setup("remove old bundles", err))
+        recovered.map_err(|err| ExecError::setup("remove old bundles", err))?;
+        match &self.shared.cni {
+            Some(cni) => cni.begin().await,
+            None => Ok(()),
+        }
     }
 
     /// Kills what runs and waits until it is gone, at most for `limit`.
     pub async fn close(&self, limit: Duration) -> Result<(), StillRunning> {
-        self.shared.scope.close(limit).await
+        let closed = self.shared.scope.close(limit).await;
+        if let Some(cni) = &self.shared.cni {
+            cni.end().await;
+        }
+        closed
     }
 
     /// The containers that run now.
@@ -233,28 +254,53 @@ impl Shared {
         }
         let valid = process.meta.valid_exit_codes.clone();
         let _registration = self.register(&process)?;
-        let (plan, stdio) = Plan::of(process);
+        let (mut plan, stdio) = Plan::of(process);
+        let network = match &self.cni {
+            Some(cni) if plan.meta.network == Network::Sandbox => Some(cni.acquire(&self.scope).await?),
+            _ => None,
+        };
+        plan.network = network.as_ref().map(|network| network.path().to_owned());
+        let ended = self.run_bundle(&id, plan, stdio, started, cancel).await;
+        if let (Some(cni), Some(network)) = (&self.cni, network) {
+            cni.release(network).await;
+        }
+        let (status, memory, output) = ended?;
+        if cancel.is_cancelled() {
+            return Err(ExecError::Canceled { process: display });
+        }
+        judge(status, memory, &valid, display.clone())?;
+        output.map_err(|source| ExecError::Output { process: display, source })
+    }
+
+    /// Makes the bundle, runs the container in it, and removes both: how it ended, whether memory was short, and what
+    /// became of its output.
+    async fn run_bundle(
+        self: &Arc<Self>,
+        id: &str,
+        plan: Plan,
+        stdio: Stdio,
+        started: Option<oneshot::Sender<()>>,
+        cancel: &CancellationToken,
+    ) -> Result<(ChildStatus, bool, std::io::Result<()>), ExecError> {
         let tty = plan.meta.tty;
         let preparing = self.clone();
-        let name = id.clone();
+        let name = id.to_owned();
         // The root may be lazy: reading it must not hold up the runtime's threads.
         let bundle = castor_task::reading(move || Bundle::prepare(&name, &preparing.config, &plan)).await?;
 
-        let ended = self.supervise(&id, &bundle, stdio, tty, started, cancel).await;
+        let ended = self.supervise(id, &bundle, stdio, tty, started, cancel).await;
         let memory = {
             let path = bundle.cgroup.clone();
             let failed = ended.as_ref().is_ok_and(|(status, _)| !status.success());
             failed && castor_task::blocking(move || cgroup::out_of_memory(&path)).await
         };
-        let deleted = self.runtime.delete(&id).await;
+        let deleted = self.runtime.delete(id).await;
         castor_task::reading(move || bundle.close()).await;
         let (status, output) = ended?;
-        if cancel.is_cancelled() {
-            return Err(ExecError::Canceled { process: display });
+        if !cancel.is_cancelled() {
+            deleted?;
         }
-        deleted?;
-        judge(status, memory, &valid, display.clone())?;
-        output.map_err(|source| ExecError::Output { process: display, source })
+        Ok((status, memory, output))
     }
 
     /// Starts the container, waits for its end and for that of its output.
@@ -488,7 +534,7 @@ fn check(process: &Process) -> Result<(), ExecError> {
 }
 
 /// A new name: BuildKit's are 25 letters and digits.
-fn new_id() -> String {
+pub(crate) fn new_id() -> String {
     let mut bytes = [0u8; 16];
     // The kernel's generator is ready by the time a daemon runs.
     let filled = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());

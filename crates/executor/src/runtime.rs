@@ -82,6 +82,10 @@ impl Runtime {
     fn command(&self, log: Option<&Path>) -> Command {
         let mut command = Command::new(&self.binary);
         command.arg("--root").arg(&self.state);
+        // What is between the daemon and its service manager is not the container's.
+        for variable in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
+            command.env_remove(variable);
+        }
         if let Some(log) = log {
             command.arg("--log").arg(log).args(["--log-format", "json"]);
         }

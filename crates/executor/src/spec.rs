@@ -132,6 +132,17 @@ pub struct ReadyMount {
     pub options: Vec<String>,
 }
 
+/// The network namespace of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Net<'a> {
+    /// The host's.
+    Host,
+    /// A new one with nothing in it.
+    New,
+    /// One that is mounted there.
+    At(&'a Path),
+}
+
 /// What a specification is made from.
 pub struct Container<'a> {
     pub id: &'a str,
@@ -144,8 +155,8 @@ pub struct Container<'a> {
     pub hosts: &'a Path,
     /// Sorted: parents come first.
     pub mounts: &'a [ReadyMount],
-    /// Shares the host's network.
-    pub host_network: bool,
+    /// Its network.
+    pub network: Net<'a>,
     pub cgroup_parent: &'a str,
     pub apparmor_profile: &'a str,
 }
@@ -161,14 +172,19 @@ fn build(container: &Container<'_>) -> Result<Spec, OciSpecError> {
     let granted: Vec<&str> = if insecure { own_capabilities() } else { DEFAULT_CAPABILITIES.to_vec() };
     let mut namespaces =
         vec![LinuxNamespaceType::Pid, LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts, LinuxNamespaceType::Mount];
-    if !container.host_network {
-        namespaces.push(LinuxNamespaceType::Network);
-    }
     if crate::cgroup::Hierarchy::detect() == crate::cgroup::Hierarchy::Unified {
         // With the older hierarchies a cgroup namespace makes the mounts in the container fail (EINVAL).
         namespaces.push(LinuxNamespaceType::Cgroup);
     }
-    let namespaces = namespaces.into_iter().map(namespace).collect::<Result<Vec<_>, _>>()?;
+    let mut namespaces = namespaces.into_iter().map(namespace).collect::<Result<Vec<_>, _>>()?;
+    match container.network {
+        Net::Host => {}
+        Net::New => namespaces.push(namespace(LinuxNamespaceType::Network)?),
+        Net::At(path) => {
+            let existing = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network).path(path);
+            namespaces.push(existing.build()?);
+        }
+    }
     let paths = |list: &[&str]| -> Vec<String> {
         if insecure { Vec::new() } else { list.iter().map(|&path| path.to_owned()).collect() }
     };
@@ -387,7 +403,7 @@ mod tests {
     use crate::Ulimit;
     use serde_json::{Value, json};
 
-    fn built(meta: &Meta, mounts: &[ReadyMount], host_network: bool) -> Value {
+    fn built(meta: &Meta, mounts: &[ReadyMount], network: Net<'_>) -> Value {
         let container = Container {
             id: "c1",
             meta,
@@ -397,7 +413,7 @@ mod tests {
             resolv_conf: Path::new("/b/resolv.conf"),
             hosts: Path::new("/b/hosts"),
             mounts,
-            host_network,
+            network,
             cgroup_parent: "",
             apparmor_profile: "",
         };
@@ -413,7 +429,7 @@ mod tests {
             ..Meta::default()
         };
         let shm = ReadyMount { destination: "/dev/shm".into(), kind: "tmpfs", source: "tmpfs".into(), options: vec![] };
-        let json = built(&meta, &[shm], false);
+        let json = built(&meta, &[shm], Net::New);
         assert_eq!(json["hostname"], "buildkitsandbox");
         assert_eq!(json["root"], json!({"path": "/r", "readonly": true}));
         assert_eq!(json["process"]["env"], json!(["A=1", format!("PATH={DEFAULT_PATH}")]));
@@ -450,7 +466,7 @@ mod tests {
     #[test]
     fn insecure_with_the_hosts_network() {
         let meta = Meta { args: vec!["true".into()], security: Security::Insecure, ..Meta::default() };
-        let json = built(&meta, &[], true);
+        let json = built(&meta, &[], Net::Host);
         assert!(json["linux"]["seccomp"].is_null());
         assert_eq!(json["linux"]["maskedPaths"], json!([]));
         assert!(json["linux"]["namespaces"].as_array().unwrap().iter().all(|n| n["type"] != "network"));
@@ -470,7 +486,7 @@ mod tests {
             resolv_conf: Path::new("/x"),
             hosts: Path::new("/y"),
             mounts: &[],
-            host_network: false,
+            network: Net::At(Path::new("/n")),
             cgroup_parent: "",
             apparmor_profile: "",
         };

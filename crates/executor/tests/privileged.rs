@@ -629,3 +629,39 @@ async fn privileged_many_at_once() {
         assert_eq!(code as usize, index);
     }
 }
+
+/// A plugin that writes down which namespace it was called for, and answers with nothing.
+const PLUGIN: &str = "#!/bin/sh\ncat >/dev/null\n[ -z \"$CNI_NETNS\" ] || stat -Lc %i \"$CNI_NETNS\" > \"$0.$CNI_COMMAND\"\n\
+    [ $CNI_COMMAND = DEL ] || echo '{}'\n";
+
+#[tokio::test]
+async fn privileged_a_network_is_furnished_for_a_container_and_taken_down() {
+    let plugins = tempfile::tempdir().unwrap();
+    for name in ["loopback", "fake"] {
+        let path = plugins.path().join(name);
+        fs::write(&path, PLUGIN).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let file = plugins.path().join("net.conf");
+    fs::write(&file, r#"{"cniVersion":"1.0.0","name":"test","type":"fake"}"#).unwrap();
+    let bench = Bench::with(|config| {
+        config.sandbox_network = SandboxNetwork::Cni;
+        let network = castor_executor::CniNetwork::File(file);
+        let binaries = plugins.path().to_owned();
+        config.cni = Some(castor_executor::CniConfig { network, binaries, pool: 1 });
+    });
+    let networks = || fs::read_dir(bench.dir.path().join("executor/net")).unwrap().count();
+    // As a killed daemon leaves it: the namespace is gone, its file is not.
+    fs::write(bench.dir.path().join("executor/net/left"), "").unwrap();
+    bench.runc.recover().await.unwrap();
+    assert_eq!(networks(), 0);
+    let inside = bench.succeeds(bench.process("stat -Lc %i /proc/self/ns/net")).await;
+    let deleted = fs::read_to_string(plugins.path().join("fake.DEL")).unwrap();
+    assert_eq!(inside, deleted);
+    let mut process = bench.process("stat -Lc %i /proc/self/ns/net");
+    process.meta.network = Network::Host;
+    let host = bench.succeeds(process).await;
+    assert_ne!(inside, host);
+    bench.runc.close(Duration::from_secs(60)).await.unwrap();
+    assert_eq!(networks(), 0);
+}

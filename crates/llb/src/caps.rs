@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// The capabilities that castor's daemon has; exactly these are advertised.
 ///
 /// Left out because nothing implements them yet: image blobs as sources; bundles and signatures of git,
-/// signatures of http; CDI devices; the proxy network; content cache mounts; attestations; source policies; the remote
+/// signatures of http; CDI devices; the proxy network; content cache mounts; attestations; policies that the client judges;
 /// caches of clouds.
 pub const SUPPORTED: &[&str] = &[
     "constraints",
@@ -39,6 +39,7 @@ pub const SUPPORTED: &[&str] = &[
     "file.rm.nofollowsymlink",
     "file.rm.wildcard",
     "file.symlink.create",
+    "history.filter",
     "mergeop",
     "meta.description",
     "meta.exportcache",
@@ -76,6 +77,7 @@ pub const SUPPORTED: &[&str] = &[
     "source.local.sharedkeyhint",
     "source.local.unique",
     "source.ocilayout",
+    "source.policy",
 ];
 
 /// Capabilities that clients put on ops though no BuildKit ever advertised them; accepted, not advertised.
@@ -94,7 +96,6 @@ const ABSENT: &[&str] = &[
     "exporter.image.attestations",
     "exporter.session",
     "gc.freespacefilter",
-    "history.filter",
     "source.buildop.llbfilename",
     "source.git.bundle",
     "source.git.checkoutbundle",
@@ -102,7 +103,6 @@ const ABSENT: &[&str] = &[
     "source.http.signatureverify",
     "source.imageblob",
     "source.local.metadatatransfer",
-    "source.policy",
     "source.policy.session",
 ];
 

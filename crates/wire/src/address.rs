@@ -41,7 +41,9 @@ impl FromStr for Address {
                 Some((_, port)) if port.parse::<u16>().is_ok() => Ok(Self::Tcp(rest.trim_end_matches('/').into())),
                 _ => Err(AddressError::Incomplete(text.into(), "no port")),
             },
-            "fd" => Ok(Self::Inherited),
+            // Of several sockets the first is taken, as by BuildKit.
+            "fd" if rest.is_empty() => Ok(Self::Inherited),
+            "fd" => Err(AddressError::Incomplete(text.into(), "a socket cannot be chosen: want fd://")),
             _ => Err(AddressError::Scheme(text.into())),
         }
     }
@@ -79,7 +81,7 @@ mod tests {
         for text in ["unix:///run/x.sock", "tcp://127.0.0.1:80", "tcp://[::1]:80", "fd://"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in ["/run/x.sock", "unix://", "tcp://host", "npipe://x", "tcp://host:http"] {
+        for text in ["/run/x.sock", "unix://", "tcp://host", "npipe://x", "tcp://host:http", "fd://3"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
         assert_eq!("tcp://[::1]:80".parse::<Address>().unwrap().host(), Some("::1"));
