@@ -285,6 +285,14 @@ impl Filesystem for Files {
         reply.error(Errno::ENOSYS);
     }
 
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
     fn read(
         &self,
         request: &Request,
