@@ -130,8 +130,8 @@ struct Victim {
     said: BufReader<UnixStream>,
     /// The process that serves trees, or 0.
     server: u32,
-    mount: OwnedFd,
-    overlay: Detached,
+    /// What it has mounted, and an overlay on that.
+    mounts: Option<(Detached, OwnedFd)>,
     dir: tempfile::TempDir,
 }
 
@@ -158,7 +158,7 @@ impl Victim {
         assert_eq!(server != 0, mode == Mode::Fuse);
         let overlay = overlay(mount.as_fd(), &empty);
         let said = BufReader::new(socket.try_clone().unwrap());
-        Self { process, socket, said, server, mount, overlay, dir }
+        Self { process, socket, said, server, mounts: Some((overlay, mount)), dir }
     }
 
     fn order(&mut self, order: &str) {
@@ -172,13 +172,19 @@ impl Victim {
     }
 
     fn file(&self, number: usize) -> PathBuf {
-        within(&self.overlay, &name(number))
+        within(&self.mounts.as_ref().unwrap().0, &name(number))
     }
 
     /// Kills the daemon; it must end, and its server with it.
     fn kill(&mut self) {
         self.process.kill().unwrap();
         self.dies();
+    }
+
+    /// Nobody but the daemon has the mounts any more.
+    fn let_go(&mut self) {
+        let mounts = self.mounts.take();
+        in_time("unmount", move || drop(mounts));
     }
 
     /// The daemon ends, and its server with it.
@@ -191,10 +197,9 @@ impl Victim {
     }
 
     /// Unmounts all; nothing may be left but the daemon's directory.
-    fn bury(self) -> tempfile::TempDir {
+    fn bury(mut self) -> tempfile::TempDir {
         let root = self.dir.path().to_owned();
-        let (overlay, mount) = (self.overlay, self.mount);
-        in_time("unmount", move || drop((overlay, mount)));
+        self.let_go();
         comes_true("loop devices go with the mounts", || loops(&root).is_empty());
         self.dir
     }
@@ -293,6 +298,20 @@ fn killed_under_load(mode: Mode) {
     }
 }
 
+/// The daemon is the only one that has the mount, and waits for itself: its death unmounts what it serves.
+fn killed_with_its_mounts(mode: Mode) {
+    let mut victim = Victim::start(mode, true);
+    victim.order("stall");
+    victim.says("ok");
+    for number in [200, 400, 550] {
+        victim.order(&name(number));
+        victim.says("stalled");
+    }
+    victim.let_go();
+    victim.kill();
+    victim.bury();
+}
+
 /// The daemon dies between two steps of a read; the next one on the same directory gives right bytes only.
 fn crashed_at_a_step(mode: Mode) {
     let (_, contents) = layer();
@@ -361,10 +380,12 @@ macro_rules! deaths {
 deaths! {
     privileged_erofs: Mode::Erofs => killed_when_all_is_here;
     privileged_erofs_loop: Mode::ErofsLoop => killed_when_all_is_here;
-    privileged_erofs_fuse: Mode::ErofsFuse => killed_while_reads_wait, killed_under_load, crashed_at_a_step;
-    privileged_erofs_fuse_loop: Mode::ErofsFuseLoop => killed_while_reads_wait, killed_under_load, crashed_at_a_step;
+    privileged_erofs_fuse: Mode::ErofsFuse =>
+        killed_while_reads_wait, killed_with_its_mounts, killed_under_load, crashed_at_a_step;
+    privileged_erofs_fuse_loop: Mode::ErofsFuseLoop =>
+        killed_while_reads_wait, killed_with_its_mounts, killed_under_load, crashed_at_a_step;
     privileged_fuse: Mode::Fuse =>
-        killed_while_reads_wait, killed_under_load, crashed_at_a_step, killed_when_all_is_here;
+        killed_while_reads_wait, killed_with_its_mounts, killed_under_load, crashed_at_a_step, killed_when_all_is_here;
 }
 
 /// The process that serves trees is killed under load, again and again, while its daemon lives.
