@@ -55,6 +55,8 @@ pub struct Config {
     pub verification: Verification,
     /// Whether what a layer's maker put first is fetched when it is mounted.
     pub prefetch: bool,
+    /// Whether the rest of a layer is fetched once a third of it was used.
+    pub background: bool,
 }
 
 impl Config {
@@ -68,6 +70,7 @@ impl Config {
             parallel_layers: 4,
             verification: Verification::Required,
             prefetch: true,
+            background: true,
         }
     }
 }
@@ -469,6 +472,7 @@ impl Shared {
             scope: core.scope.clone(),
             memory: self.memory.clone(),
             deadline: self.config.read_deadline,
+            background: self.config.background,
         };
         Ok(Fetcher::new(setup, core.counters.clone(), core.arrived.clone()))
     }

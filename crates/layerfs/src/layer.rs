@@ -187,7 +187,15 @@ impl Layer {
     /// Fetches what is missing, verifies blob digest and diff ID, and commits the blob to the content store.
     pub async fn complete(&self) -> Result<(), LayerError> {
         self.ready().await?;
-        crate::complete::complete(&self.core).await
+        let core = self.core.clone();
+        // A task of the layer: readers wait for what it has begun, so it does not end with whoever waits for all of it.
+        let work = self.core.scope.spawn_named("complete the layer", async move {
+            tokio::select! {
+                () = core.scope.token().cancelled() => Err(LayerError::Cancelled),
+                completed = crate::complete::complete(&core) => completed,
+            }
+        });
+        work.await.unwrap_or_else(|error| Err(LayerError::State(error.to_string())))
     }
 
     /// Puts the blob into the content store, verified by its digest: for whoever passes it on. Fetches what is missing of

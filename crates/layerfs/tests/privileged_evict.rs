@@ -226,3 +226,26 @@ async fn privileged_all_layers_are_told_of_open_or_not() {
     assert_eq!((kept.chunks, kept.requests), (seen.chunks, 0));
     bench.engine.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_who_gives_up_waiting_for_all_leaves_nobody_waiting() {
+    let bench = Bench::with_deadline(Duration::from_secs(2)).await;
+    let (blob, contents) = many(300);
+    let source = Source::new(&blob);
+    let layer = open(&bench, &source, Lazy::Require).await;
+    let tree = bench.engine.image_tree(&[layer.id()]).await.unwrap();
+    source.faults.lock().stall = Some(0..u64::MAX);
+    tokio::select! {
+        completed = layer.complete() => panic!("{completed:?}"),
+        () = source.stalled.notified() => {}
+    }
+    source.faults.lock().stall = None;
+    // What had been asked for ends by its own deadline, and is then asked for anew.
+    let well = async {
+        while read(&tree, &name(150)).await.is_err() {}
+        read(&tree, &name(150)).await.unwrap()
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(300), well).await.unwrap(), contents[150]);
+    drop((tree, layer));
+    bench.engine.shutdown().await;
+}

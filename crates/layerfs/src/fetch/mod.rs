@@ -64,6 +64,8 @@ pub(crate) struct Setup {
     /// Memory for members being inflated, in KiB, shared by all layers.
     pub memory: Arc<Semaphore>,
     pub deadline: Duration,
+    /// Whether the rest is fetched once much of the layer was used.
+    pub background: bool,
 }
 
 /// Counters of a layer.
@@ -173,7 +175,12 @@ impl Fetcher {
             openers: setup.openers,
             used: Flags::new(count),
             guessed: Flags::new(count),
-            state: Mutex::new(State { ahead: Ahead::new(setup.tree.payload_end()), ..State::default() }),
+            state: Mutex::new(State {
+                ahead: Ahead::new(setup.tree.payload_end()),
+                // As if it were under way already.
+                bulk: !setup.background,
+                ..State::default()
+            }),
             arrived,
             tree: setup.tree,
         };

@@ -113,6 +113,7 @@ impl Bench {
             scope: Scope::root("test"),
             memory: Arc::new(Semaphore::new(crate::engine::MEMORY_KIB as usize)),
             deadline: Duration::from_secs(20),
+            background: true,
         };
         let fetcher = Fetcher::new(setup, Arc::default(), Arc::default()).unwrap();
         Self { source, fetcher, tree, _dir: dir }
