@@ -92,6 +92,7 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
         parallelism: settings.worker.max_parallelism,
         platforms: settings.worker.platforms.clone(),
         lazy: lazy(&settings.worker),
+        frontends: settings.frontends.clone(),
         scope: scope.child("ops"),
     });
     let history = History::new(db.clone(), store.content().clone(), store.leases().clone(), settings.history);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use castor_build::HistoryLimits;
 use castor_oci::Platform;
+use castor_ops::bridge::FrontendPolicy;
 
 use crate::collector::GcSettings;
 use crate::config::{self, Config, Lazy};
@@ -30,6 +31,8 @@ pub struct Settings {
     pub socket_owner: (u32, u32),
     /// Entitlements that builds may ask for.
     pub entitlements: Vec<String>,
+    /// Which frontends may run.
+    pub frontends: FrontendPolicy,
     /// Name servers for build steps.
     pub dns: config::Dns,
     /// Registries by host.
@@ -153,10 +156,20 @@ impl Settings {
             (true, false) => config.grpc.address.clone(),
             (true, true) => vec!["unix:///run/buildkit/buildkitd.sock".to_owned()],
         };
+        let mut frontends = FrontendPolicy::default();
         for (name, frontend) in &config.frontend {
-            if frontend.enabled == Some(false) || !frontend.allowed_repositories.is_empty() {
-                warnings
-                    .push(format!("[frontend.{name:?}] has no effect on castor: its own frontends are always there"));
+            if !matches!(name.as_str(), "dockerfile.v0" | "gateway.v0") {
+                warnings.push(format!("[frontend.{name:?}] has no effect: castor has no such frontend"));
+            }
+            if frontend.enabled == Some(false) {
+                frontends.disabled.push(name.clone());
+            }
+            for repository in &frontend.allowed_repositories {
+                let parsed: castor_oci::Reference = match repository.parse() {
+                    Ok(parsed) => parsed,
+                    Err(error) => bail!("[frontend.{name:?}] allowedRepositories {repository:?}: {error}"),
+                };
+                frontends.repositories.push(parsed.repository());
             }
         }
         for (key, value) in [
@@ -189,6 +202,7 @@ impl Settings {
             tls: tls(&flags, &config)?,
             socket_owner: (config.grpc.uid.unwrap_or(0), group.or(config.grpc.gid).unwrap_or(0)),
             entitlements,
+            frontends,
             registry_concurrency: config.system.max_registry_concurrency.unwrap_or(4).max(1),
             worker: worker(&flags, &config, &mut warnings)?,
             history: history(&config.history),

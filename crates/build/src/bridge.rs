@@ -9,7 +9,9 @@ use bytes::Bytes;
 use castor_exporter::BuildResult;
 use castor_frontend::FrontendRequest;
 use castor_llb::{Definition, Graph, Limits};
-use castor_ops::bridge::{CacheImport, ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo};
+use castor_ops::bridge::{
+    CacheImport, FrontendPolicy, Program, ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo,
+};
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_progress::{Event, Reporter, Timestamp, Warning};
 use castor_proto::fsutil::Stat;
@@ -258,6 +260,11 @@ impl Bridge for BuildBridge {
         self.build.daemon.ops.stat_file(&self.cx(Reporter::discard()), &computed, path).await
     }
 
+    async fn run(&self, root: &LazyRef, program: Program) -> Result<(), BridgeError> {
+        let computed = self.compute(root).await?;
+        self.build.daemon.ops.run_program(&self.cx(Reporter::discard()), &computed, program).await
+    }
+
     fn warn(&self, warning: Warning) {
         self.build.job.sink().send(Event::Warning(warning));
     }
@@ -276,6 +283,10 @@ impl Bridge for BuildBridge {
 
     fn workers(&self) -> Vec<WorkerInfo> {
         vec![self.build.daemon.worker.clone()]
+    }
+
+    fn frontends(&self) -> FrontendPolicy {
+        self.build.daemon.ops.frontends()
     }
 }
 

@@ -34,7 +34,10 @@ pub mod shell;
 mod suggest;
 
 pub use archive::is_archive;
-pub use convert::{HTTP_HEAD, HTTP_NAME, Request, Target, check, convert, dockerfile_source, http_context};
+pub use convert::{
+    HTTP_HEAD, HTTP_NAME, ListedTarget, Outline, OutlineArg, OutlineMount, Request, Target, check, convert,
+    dockerfile_source, http_context, outline, targets,
+};
 pub use error::{DockerfileError, Locations};
 pub use lookup::{IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, OciLayoutLookup, ResolvedImage};
 pub use options::{CacheImport, HttpContext, Options, OptionsError, frontend_caps};

@@ -13,12 +13,14 @@
 mod dockerfile;
 mod failure;
 mod gateway;
+mod image;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use castor_llb::Definition;
+use castor_oci::Reference;
 use castor_ops::bridge::CacheImport;
 use castor_ops::{Bridge, BridgeError, SolveResult};
 
@@ -52,6 +54,9 @@ pub trait Frontend: Send + Sync {
 
 /// Runs the frontend called `name`.
 pub async fn solve(bridge: Arc<dyn Bridge>, name: &str, request: FrontendRequest) -> Result<SolveResult, BridgeError> {
+    if bridge.frontends().disabled.iter().any(|disabled| disabled == name) {
+        return Err(BridgeError::unknown(format!("invalid frontend: {name}")));
+    }
     match name {
         "dockerfile.v0" => DockerfileV0.solve(bridge, request).await,
         "gateway.v0" => gateway_v0(bridge, request).await,
@@ -59,7 +64,7 @@ pub async fn solve(bridge: Arc<dyn Bridge>, name: &str, request: FrontendRequest
     }
 }
 
-/// `gateway.v0` runs the frontend in an image. castor has those that BuildKit has built in, and refuses others by name.
+/// `gateway.v0` runs the frontend in an image, or the builtin one where that is what the image is.
 async fn gateway_v0(bridge: Arc<dyn Bridge>, mut request: FrontendRequest) -> Result<SolveResult, BridgeError> {
     let source = request.options.get("source").cloned().unwrap_or_default();
     if source.is_empty() {
@@ -74,12 +79,24 @@ async fn gateway_v0(bridge: Arc<dyn Bridge>, mut request: FrontendRequest) -> Re
         request.options.entry("cmdline".to_owned()).or_insert_with(|| source.clone());
         return DockerfileV0.solve(bridge, request).await;
     }
+    let allowed = bridge.frontends().repositories;
+    let repository = source.parse::<Reference>().map(|reference| reference.repository()).unwrap_or_default();
+    if !allowed.is_empty() && !allowed.contains(&repository) {
+        return Err(BridgeError::unknown(format!("'{source}' is not an allowed gateway source")));
+    }
     if dockerfile::is_dockerfile_image(&source) {
         let mut result_request = request;
         result_request.options.insert("castor-builtin-for".to_owned(), source);
         return DockerfileV0.solve(bridge, result_request).await;
     }
-    Err(BridgeError::unimplemented(format!(
-        "frontend image {source} is not supported by castor yet: of gateway.v0 it has the builtin dockerfile.v0 alone"
-    )))
+    let name = source.parse::<Reference>().map(|reference| reference.familiar()).unwrap_or_else(|_| source.clone());
+    let name = name.strip_suffix(":latest").unwrap_or(&name);
+    let replaced = |key: &String| {
+        key.strip_prefix("context:").and_then(|key| key.split("::").next()).is_some_and(|context| context == name)
+    };
+    if request.options.keys().any(replaced) {
+        let message = format!("a named context instead of the frontend image {source} is not supported by castor yet");
+        return Err(BridgeError::unimplemented(message));
+    }
+    image::run(bridge, &source, request).await
 }

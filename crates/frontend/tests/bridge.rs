@@ -4,8 +4,6 @@
 #[allow(dead_code)]
 mod fake;
 
-use std::sync::Arc;
-
 use castor_frontend::{BUILD_ID_HEADER, BridgeService, Gateway, Gateways};
 use castor_llb::State;
 use castor_llb::state::{Constraints, LocalOptions};
@@ -158,20 +156,9 @@ async fn what_is_not_there_is_said_by_name() {
     let _registered = served.gateways.register("b", Gateway::new(FakeBuild::with(&[])));
     let status = served.client.new_container(of("b", wire::NewContainerRequest::default())).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
-    let import = wire::CacheOptionsEntry { r#type: "gha".into(), ..wire::CacheOptionsEntry::default() };
-    let request = wire::SolveRequest { cache_imports: vec![import], ..wire::SolveRequest::default() };
+    let policies = vec![castor_proto::sourcepolicy::Policy::default()];
+    let request = wire::SolveRequest { source_policies: policies, ..wire::SolveRequest::default() };
     let status = served.client.solve(of("b", request)).await.unwrap_err();
-    assert!(status.message().contains("gha"), "{status}");
+    assert!(status.message().contains("source policies"), "{status}");
     assert!(rpc::Status::decode(status.details()).unwrap_or_default().details.is_empty());
-}
-
-#[tokio::test]
-async fn an_abandoned_build_ends_for_those_who_wait() {
-    let gateway = Gateway::new(FakeBuild::with(&[]));
-    let waiting = tokio::spawn({
-        let gateway: Arc<Gateway> = gateway.clone();
-        async move { gateway.outcome().await }
-    });
-    gateway.abandon("context canceled");
-    assert_eq!(waiting.await.unwrap().unwrap_err().code, 1);
 }

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use castor_frontend::{FrontendRequest, solve, to_failure};
-use castor_ops::bridge::code;
+use castor_ops::bridge::{FrontendPolicy, code};
 use castor_ops::{BridgeError, Refs, SolveResult};
 use castor_proto::errdefs::{FrontendCap, Source, Subrequest};
-use fake::FakeBuild;
+use fake::{FakeBuild, Script};
 
 async fn build(build: &Arc<FakeBuild>, frontend: &str, options: &[(&str, &str)]) -> Result<SolveResult, BridgeError> {
     let options: BTreeMap<String, String> = options.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
@@ -115,21 +115,82 @@ async fn stands_in_for_dockers_frontend_and_says_so() {
 }
 
 #[tokio::test]
-async fn refuses_by_name() {
-    let other = dockerfile("# syntax=example.com/frontend:1\nFROM scratch\n");
-    let error = build(&other, "dockerfile.v0", &[]).await.unwrap_err();
-    assert_eq!(error.code, code::UNIMPLEMENTED);
-    assert!(error.message.contains("example.com/frontend:1"), "{error}");
+async fn another_syntax_is_left_to_its_image() {
+    let other = dockerfile("# syntax=example.com/frontend:1 with words\nFROM scratch\n");
+    let error = build(&other, "dockerfile.v0", &[("build-arg:A", "1")]).await.unwrap_err();
+    // The place that named it.
     assert_eq!(to_failure(&error).details::<Source>().len(), 1);
+    let (frontend, options) = other.forwarded.lock().pop().unwrap();
+    assert_eq!(frontend, "gateway.v0");
+    assert_eq!(options["source"], "example.com/frontend:1");
+    assert_eq!(
+        (options["cmdline"].as_str(), options["build-arg:A"].as_str()),
+        ("example.com/frontend:1 with words", "1")
+    );
+}
 
+#[tokio::test]
+async fn a_frontend_in_an_image_drives_the_build() {
+    let fake = Arc::new(FakeBuild { program: Some(Script::Return), ..FakeBuild::default() });
+    let result = build(&fake, "gateway.v0", &[("source", "example.com/frontend:1"), ("a", "b")]).await.unwrap();
+    assert_eq!(&result.metadata["made.by"][..], b"program");
+    let programs = fake.programs.lock();
+    assert_eq!(programs[0].0, ["/run"]);
+    assert!(programs[0].1.contains(&"BUILDKIT_SESSION_ID=session".to_owned()), "{:?}", programs[0].1);
+    assert!(fake.solved.lock()[0][0].starts_with("docker-image://example.com/frontend:1@sha256:"));
+}
+
+#[tokio::test]
+async fn a_frontend_in_an_image_fails_with_its_reason() {
+    let source = [("source", "example.com/frontend:1")];
+    let silent = Arc::new(FakeBuild { program: Some(Script::Nothing), ..FakeBuild::default() });
+    let error = build(&silent, "gateway.v0", &source).await.unwrap_err();
+    assert_eq!(error.message, "no result for incomplete build");
+    let broken = Arc::new(FakeBuild::default());
+    assert_eq!(build(&broken, "gateway.v0", &source).await.unwrap_err().message, "/run cannot run here");
+    let missing = build(&broken, "gateway.v0", &[("source", "example.com/missing:1")]).await.unwrap_err();
+    assert_eq!(missing.message, "example.com/missing:1: not found");
+}
+
+#[tokio::test]
+async fn frontends_run_only_where_they_may() {
+    let allowed =
+        FrontendPolicy { disabled: vec!["dockerfile.v0".into()], repositories: vec!["example.com/good".into()] };
+    let fake = Arc::new(FakeBuild { program: Some(Script::Return), policy: allowed, ..FakeBuild::default() });
+    build(&fake, "gateway.v0", &[("source", "example.com/good:2")]).await.unwrap();
+    let error = build(&fake, "gateway.v0", &[("source", "example.com/bad:2")]).await.unwrap_err();
+    assert_eq!(error.message, "'example.com/bad:2' is not an allowed gateway source");
+    let error = build(&fake, "dockerfile.v0", &[]).await.unwrap_err();
+    assert_eq!(error.message, "invalid frontend: dockerfile.v0");
+}
+
+#[tokio::test]
+async fn targets_and_what_they_take_are_told() {
+    let fake = dockerfile(
+        "ARG V=1\n# one makes it\nFROM golden.test/base:$V AS one\n# A how\nARG A=2\nRUN --mount=type=secret,id=s,required true\n\
+         FROM one\nRUN --mount=type=ssh true\n",
+    );
+    let text = |result: &SolveResult| String::from_utf8(result.metadata["result.txt"].to_vec()).unwrap();
+    let outline = build(&fake, "dockerfile.v0", &[("requestid", "frontend.outline")]).await.unwrap();
+    let want = "BUILD ARG   VALUE   DESCRIPTION\nV           1       \nA           2       how\n\n\
+                SECRET   REQUIRED\ns        true\n\nSSH       REQUIRED\ndefault   \n\n";
+    assert_eq!(text(&outline), want);
+    let one = [("requestid", "frontend.outline"), ("target", "one"), ("build-arg:A", "3")];
+    let outline = build(&fake, "dockerfile.v0", &one).await.unwrap();
+    assert!(text(&outline).starts_with("TARGET:      one\nDESCRIPTION: makes it\n"), "{}", text(&outline));
+    assert!(text(&outline).contains("A           3") && !text(&outline).contains("SSH"), "{}", text(&outline));
+    let targets = build(&fake, "dockerfile.v0", &[("requestid", "frontend.targets")]).await.unwrap();
+    assert_eq!(text(&targets), "TARGET    DESCRIPTION\none       makes it\n(default) \n");
+}
+
+#[tokio::test]
+async fn refuses_by_name() {
     let plain = dockerfile("FROM scratch\n");
-    let error = build(&plain, "gateway.v0", &[("source", "example.com/frontend:1")]).await.unwrap_err();
-    assert!(error.message.contains("example.com/frontend:1") && error.code == code::UNIMPLEMENTED);
     let error = build(&plain, "nosuch.v0", &[]).await.unwrap_err();
     assert_eq!(error.message, "invalid frontend: nosuch.v0");
-    let error = build(&plain, "dockerfile.v0", &[("requestid", "frontend.outline")]).await.unwrap_err();
-    assert_eq!(error.message, "unsupported request frontend.outline");
-    assert_eq!(to_failure(&error).details::<Subrequest>()[0].name, "frontend.outline");
+    let error = build(&plain, "dockerfile.v0", &[("requestid", "frontend.none")]).await.unwrap_err();
+    assert_eq!(error.message, "unsupported request frontend.none");
+    assert_eq!(to_failure(&error).details::<Subrequest>()[0].name, "frontend.none");
     let error = build(&plain, "dockerfile.v0", &[("frontend.caps", "x.y")]).await.unwrap_err();
     assert_eq!(to_failure(&error).details::<FrontendCap>()[0].name, "x.y");
     assert_eq!(error.code, code::UNIMPLEMENTED);

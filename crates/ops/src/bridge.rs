@@ -37,6 +37,9 @@ pub trait Bridge: Send + Sync + 'static {
     /// What is at a path of a result; links are followed.
     async fn stat_file(&self, reference: &LazyRef, path: &str) -> Result<Stat, BridgeError>;
 
+    /// Runs a frontend that is a program: in a container of its own, on a copy of `root`, until it ends.
+    async fn run(&self, root: &LazyRef, program: Program) -> Result<(), BridgeError>;
+
     /// Warns the user.
     fn warn(&self, warning: Warning);
 
@@ -51,6 +54,43 @@ pub trait Bridge: Send + Sync + 'static {
 
     /// The workers; the first platform of the first one is what the daemon builds natively.
     fn workers(&self) -> Vec<WorkerInfo>;
+
+    /// Which frontends may run.
+    fn frontends(&self) -> FrontendPolicy;
+}
+
+/// Which frontends may run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FrontendPolicy {
+    /// Names of those that may not.
+    pub disabled: Vec<String>,
+    /// Repositories of images that may be frontends, in full; empty for all.
+    pub repositories: Vec<String>,
+}
+
+/// A frontend that is a program. It speaks to the build by its standard streams.
+pub struct Program {
+    /// The program and its arguments.
+    pub args: Vec<String>,
+    /// Its environment.
+    pub env: Vec<String>,
+    /// Where it starts.
+    pub cwd: String,
+    /// It gets no network.
+    pub no_network: bool,
+    /// What it is made of, as it finds it in `/run/config/buildkit/metadata/frontend.bin`.
+    pub definition: Bytes,
+    /// Its standard input.
+    pub stdin: castor_executor::Input,
+    /// Its standard output.
+    pub stdout: castor_executor::Output,
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The environment holds the options of the build.
+        f.debug_struct("Program").field("args", &self.args).finish_non_exhaustive()
+    }
 }
 
 /// A sub-build: either `definition` or `frontend`.

@@ -25,6 +25,7 @@ mod openers;
 mod operation;
 pub mod path;
 mod pins;
+mod program;
 mod web;
 mod worker;
 

@@ -18,6 +18,7 @@ use castor_task::Scope;
 use prost::Message as _;
 use tokio::sync::Semaphore;
 
+use crate::bridge::FrontendPolicy;
 use crate::git::Git;
 use crate::images::Images;
 use crate::operation::{self, Diff, Exec, File, Http, Image, Local, Merge, Passthrough, Refused};
@@ -42,6 +43,8 @@ pub struct WorkerConfig {
     pub platforms: Vec<Platform>,
     /// Whether layers of images may be lazy, unless a build says otherwise.
     pub lazy: Lazy,
+    /// Which frontends may run.
+    pub frontends: FrontendPolicy,
     /// Where the worker's own tasks run.
     pub scope: Scope,
 }
@@ -112,6 +115,11 @@ impl Worker {
     /// Platforms whose processes run here, the daemon's own first.
     pub fn platforms(&self) -> &[Platform] {
         &self.0.config.platforms
+    }
+
+    /// Which frontends may run.
+    pub fn frontends(&self) -> FrontendPolicy {
+        self.0.config.frontends.clone()
     }
 
     pub(crate) fn web(&self) -> &Web {

@@ -336,7 +336,10 @@ impl Converter<'_> {
             };
             message.push(' ');
             message.push_str(key);
+            // One that only repeats a global argument is that argument.
+            let own = self.build_args.contains_key(key) || argument.value.is_some() || value.is_none();
             let stage = &mut self.stages[step.stage];
+            stage.seen.argument(argument, value.as_deref().unwrap_or_default(), own, step.location());
             if let Some(value) = &value {
                 if !args::NOT_IN_ENV.contains(&key.as_str()) {
                     stage.state.set_env(key, value);
@@ -344,7 +347,7 @@ impl Converter<'_> {
                 message.push('=');
                 message.push_str(value);
             }
-            stage.build_args.push(Argument { key: key.clone(), value });
+            stage.build_args.push(Argument { value, ..argument.clone() });
             self.check_variables(step.stage)?;
         }
         self.commit(step.stage, &message);

@@ -11,6 +11,7 @@ mod copy;
 mod dispatch;
 mod expose;
 mod image;
+mod outline;
 mod run;
 mod show;
 mod stage;
@@ -32,6 +33,8 @@ use crate::shell::Lexer;
 use crate::{MetaResolver, Options, platform};
 use context::LocalContext;
 pub use context::{HTTP_HEAD, HTTP_NAME, dockerfile_source, http_context};
+use outline::Seen;
+pub use outline::{ListedTarget, Outline, OutlineArg, OutlineMount, targets};
 use stage::StageState;
 
 /// What to convert.
@@ -98,6 +101,8 @@ struct Converter<'a> {
     epoch: Option<i64>,
     proxy: Option<ProxyEnv>,
     source: Arc<SourceText>,
+    /// Arguments before the first FROM, for whoever asks what a target can be given.
+    seen: Seen,
     stages: Vec<StageState>,
     names: HashMap<String, usize>,
     /// Paths of stages' results that are used; a stage shares the set of its base.
@@ -133,7 +138,24 @@ pub async fn check(request: &Request<'_>, resolver: &dyn MetaResolver) -> (Vec<W
     (found.warnings(), error)
 }
 
+/// What the target of a Dockerfile can be given.
+pub async fn outline(request: &Request<'_>, resolver: &dyn MetaResolver) -> Result<Outline, DockerfileError> {
+    let (converter, target) = read(request, resolver, linter(request)?, false).await?;
+    Ok(converter.outline(target))
+}
+
 async fn build(request: &Request<'_>, resolver: &dyn MetaResolver, linter: Linter, all_stages: bool) -> Result<Target> {
+    let (converter, target) = read(request, resolver, linter, all_stages).await?;
+    converter.finish(target)
+}
+
+/// Everything but the result: stages made, images looked up, instructions dispatched. Also which stage is the target.
+async fn read<'a>(
+    request: &'a Request<'a>,
+    resolver: &'a dyn MetaResolver,
+    linter: Linter,
+    all_stages: bool,
+) -> Result<(Converter<'a>, usize)> {
     let mut converter = Converter::new(request, resolver, linter)?;
     converter.all_stages = all_stages;
     let target = converter.target()?;
@@ -141,7 +163,7 @@ async fn build(request: &Request<'_>, resolver: &dyn MetaResolver, linter: Linte
     let reachable = converter.resolve_stages(target).await?;
     converter.load_ignore().await?;
     converter.dispatch_stages(&reachable, target)?;
-    converter.finish(target)
+    Ok((converter, target))
 }
 
 impl<'a> Converter<'a> {
@@ -168,6 +190,7 @@ impl<'a> Converter<'a> {
         let predefined = args::predefined(&request.build_platform, &target_platform, &options.build_args, target_name);
         checks::bases_with_defaults(&stages, lexer, &predefined, &commands, &linter);
         let mut build_args = options.build_args.clone();
+        let seen = Seen::global(predefined.clone(), lexer, &commands, &build_args);
         let (mut global_args, declared) = args::global(predefined, lexer, &commands, Some(&build_args))?;
         let epoch = args::epoch(&mut build_args, &mut global_args, options, &stages)?;
         let from_args = declared.into_iter().chain(global_args.iter().map(|(name, _)| name.to_owned())).collect();
@@ -192,6 +215,7 @@ impl<'a> Converter<'a> {
             epoch,
             proxy: args::proxies(&options.build_args),
             source: Arc::new(source),
+            seen,
             stages: Vec::new(),
             names: HashMap::new(),
             paths: Vec::new(),

@@ -143,8 +143,15 @@ impl Converter<'_> {
     fn mounts(&mut self, step: &Step<'_>, process: &RunProcess, run: &mut Run) -> Result<()> {
         for (index, mount) in process.mounts.iter().enumerate() {
             match mount.kind {
-                MountType::Secret => run.secrets.push(secret(mount)?),
-                MountType::Ssh => run.ssh.push(ssh(mount)?),
+                MountType::Secret => {
+                    let secret = secret(mount)?;
+                    self.stages[step.stage].seen.secret(&secret.id, mount.required, step.location());
+                    run.secrets.push(secret);
+                }
+                MountType::Ssh => {
+                    self.stages[step.stage].seen.agent(&mount.id, mount.required, step.location());
+                    run.ssh.push(ssh(mount)?);
+                }
                 _ => self.mount(step, index, mount, run)?,
             }
         }

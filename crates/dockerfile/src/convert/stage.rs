@@ -6,6 +6,7 @@ use castor_llb::{Range, State};
 use castor_oci::{ImageConfig, Platform};
 
 use super::context::NamedContext;
+use super::outline::Seen;
 use super::{Converter, MAX_STAGES};
 use crate::error::{DockerfileError, Result};
 use crate::gofmt::quote;
@@ -44,6 +45,8 @@ pub(super) struct StageState {
     /// Stages that it takes files from, and where.
     pub(super) deps: Vec<(usize, Vec<Range>)>,
     pub(super) build_args: Vec<Argument>,
+    /// What it can be given, as far as it was read.
+    pub(super) seen: Seen,
     /// Paths of the build context that it uses.
     pub(super) context_paths: BTreeSet<String>,
     /// Place in [`Converter::paths`].
@@ -81,6 +84,7 @@ impl StageState {
             is_source: false,
             deps: Vec::new(),
             build_args: Vec::new(),
+            seen: Seen::default(),
             context_paths: BTreeSet::new(),
             paths,
             no_cache: false,
@@ -108,6 +112,8 @@ impl Converter<'_> {
                 return Err(DockerfileError::new(message).at(&stage.location));
             }
             stage.base = base;
+            let mut used = expanded.matched;
+            used.extend(self.lexer.expand(&stage.platform, &self.global_args).1.matched);
             let platform = self.stage_platform(&stage, &linter)?;
             let instructions = std::mem::take(&mut stage.instructions);
             let name = stage.name.clone();
@@ -126,7 +132,13 @@ impl Converter<'_> {
                 state.label = format!("stage-{index}");
             }
             let position = self.add_stage(state);
+            let mut seen = match self.stages[position].base {
+                Some(base) => self.stages[base].seen.clone(),
+                None => self.seen.clone(),
+            };
+            seen.use_all(used);
             let stage = &mut self.stages[position];
+            stage.seen = seen;
             if has_context {
                 stage.base = None;
                 continue;

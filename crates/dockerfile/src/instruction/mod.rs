@@ -31,6 +31,17 @@ pub struct Argument {
     pub key: String,
     /// Its default.
     pub value: Option<String>,
+    /// What a comment right before it says about it.
+    pub description: String,
+}
+
+/// What comments say about `name`: `# name what it is`.
+pub(crate) fn description(comments: &[String], name: &str) -> String {
+    let about = |comment: &String| {
+        let rest = comment.strip_prefix(name)?.strip_prefix(' ')?;
+        Some(rest.to_owned())
+    };
+    if name.is_empty() { String::new() } else { comments.iter().find_map(about).unwrap_or_default() }
 }
 
 /// A file written in the Dockerfile.

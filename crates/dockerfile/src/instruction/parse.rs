@@ -244,13 +244,18 @@ fn check_description(instruction: &str, names: &[&str], node: &Node, linter: &Li
 
 fn arguments(node: &Node, linter: &Linter) -> Result<Vec<Argument>> {
     at_least_one(node, "ARG")?;
+    let argument = |key: &str, value| Argument {
+        key: key.to_owned(),
+        value,
+        description: super::description(&node.comments, key),
+    };
     let args: Vec<Argument> = node
         .args
         .iter()
         .map(|text| match text.split_once('=') {
             Some(("", _)) => refuse("ARG names can not be blank"),
-            Some((key, value)) => Ok(Argument { key: key.to_owned(), value: Some(value.to_owned()) }),
-            None => Ok(Argument { key: text.clone(), value: None }),
+            Some((key, value)) => Ok(argument(key, Some(value.to_owned()))),
+            None => Ok(argument(text, None)),
         })
         .collect::<Result<_>>()?;
     let names: Vec<&str> = args.iter().map(|arg| arg.key.as_str()).collect();

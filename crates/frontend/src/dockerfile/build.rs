@@ -10,15 +10,16 @@ use castor_dockerfile::{
 };
 use castor_llb::{CapSet, Definition};
 use castor_oci::{Digest, Platform};
-use castor_ops::bridge::{ReadFile, code};
+use castor_ops::bridge::ReadFile;
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
-use castor_proto::errdefs::{FrontendCap, Source, Subrequest};
+use castor_proto::errdefs::{Detail as _, FrontendCap, Source, Subrequest};
 use castor_proto::pb;
 use castor_wire::Failure;
 use futures::future::try_join_all;
 
 use super::lint;
 use super::metadata::{self, Built};
+use super::outline;
 use super::resolver::{Resolver, single};
 use crate::failure::{from_failure, to_failure};
 use crate::{FrontendRequest, dockerfile::is_dockerfile_image};
@@ -95,7 +96,9 @@ pub(super) async fn build(bridge: Arc<dyn Bridge>, request: FrontendRequest) -> 
 
     look_at_http_context(&bridge, &mut options).await?;
     let text = read(&bridge, &options).await?;
-    syntax(&bridge, &request, &text)?;
+    if let Some(other) = syntax(&bridge, &request, &text) {
+        return forward(&bridge, request, &text, other).await;
+    }
     if let Some(error) = missing_cap {
         return Err(refused(&error));
     }
@@ -164,6 +167,15 @@ impl Target<'_> {
                 let request = self.conversion(platform, native, true);
                 let (warnings, error) = Box::pin(check(&request, self.resolver)).await;
                 lint::lint(&self.text.info(), warnings, error.as_ref())
+            }
+            outline::OUTLINE => {
+                let request = self.conversion(platform, native, true);
+                let answer = Box::pin(castor_dockerfile::outline(&request, self.resolver)).await;
+                outline::outline(answer.map_err(|error| self.failed(&error))?, &self.text.data)
+            }
+            outline::TARGETS => {
+                let targets = castor_dockerfile::targets(&self.text.data).map_err(|error| self.failed(&error))?;
+                outline::targets(targets, &self.text.data)
             }
             name => {
                 let failure = Failure::new(tonic::Code::Unimplemented, format!("unsupported request {name}"));
@@ -265,34 +277,65 @@ fn lower_case(filename: &str) -> Option<String> {
     (dir.is_empty() || dir.ends_with('/')).then(|| format!("{dir}dockerfile"))
 }
 
-/// What to make of a syntax that the client or the file asks for: Docker's own frontend is this one, others are refused.
-fn syntax(bridge: &Arc<dyn Bridge>, request: &FrontendRequest, text: &Text) -> Result<(), BridgeError> {
+/// A frontend that is to build instead of this one.
+struct Other {
+    image: String,
+    /// The whole line that names it.
+    line: String,
+    location: Vec<castor_llb::Range>,
+}
+
+/// What to make of a syntax that the client or the file asks for: Docker's own frontend is this one.
+fn syntax(bridge: &Arc<dyn Bridge>, request: &FrontendRequest, text: &Text) -> Option<Other> {
     if let Some(image) = request.options.get("castor-builtin-for") {
         stand_in(bridge, text, image, &[]);
-        return Ok(());
+        return None;
     }
     if request.options.contains_key("cmdline") {
-        return Ok(());
+        return None;
     }
-    let (image, location) = match request.options.get("build-arg:BUILDKIT_SYNTAX") {
-        Some(line) => (line.split_whitespace().next().unwrap_or_default().to_owned(), Vec::new()),
-        None => match parser::directive::detect_syntax(&text.data) {
-            Some(detected) => (detected.first_word, detected.location),
-            None => return Ok(()),
-        },
+    let other = match request.options.get("build-arg:BUILDKIT_SYNTAX") {
+        Some(line) => {
+            let image = line.split_whitespace().next().unwrap_or_default().to_owned();
+            Other { image, line: line.clone(), location: Vec::new() }
+        }
+        None => {
+            let detected = parser::directive::detect_syntax(&text.data)?;
+            Other { image: detected.first_word, line: detected.value, location: detected.location }
+        }
     };
-    if image == "dockerfile.v0" {
-        return Ok(());
+    if other.image == "dockerfile.v0" {
+        return None;
     }
-    if is_dockerfile_image(&image) {
-        stand_in(bridge, text, &image, &location);
-        return Ok(());
+    if is_dockerfile_image(&other.image) {
+        stand_in(bridge, text, &other.image, &other.location);
+        return None;
     }
-    let error = BridgeError::new(
-        code::UNIMPLEMENTED,
-        format!("syntax {image} is not supported by castor yet: frontends in images come later"),
-    );
-    if location.is_empty() { Err(error) } else { Err(text.located(&error, &[location])) }
+    Some(other)
+}
+
+/// Leaves the build to another frontend.
+async fn forward(
+    bridge: &Arc<dyn Bridge>,
+    request: FrontendRequest,
+    text: &Text,
+    other: Other,
+) -> Result<SolveResult, BridgeError> {
+    let mut options = request.options;
+    options.insert("cmdline".to_owned(), other.line);
+    options.insert("source".to_owned(), other.image);
+    let forwarded = SolveRequest {
+        frontend: "gateway.v0".to_owned(),
+        options,
+        inputs: request.inputs,
+        cache_imports: request.cache_imports,
+        ..SolveRequest::default()
+    };
+    bridge.solve(forwarded).await.map_err(|error| {
+        // One that knows its place comes from the other frontend.
+        let placed = error.details.iter().any(|detail| detail.type_url == Source::TYPE_URL);
+        if placed || other.location.is_empty() { error } else { text.located(&error, &[other.location.clone()]) }
+    })
 }
 
 fn stand_in(bridge: &Arc<dyn Bridge>, text: &Text, image: &str, location: &[castor_llb::Range]) {

@@ -13,13 +13,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::metadata::pretty;
+use super::outline::{OUTLINE, TARGETS};
 
 /// Asks for warnings.
 pub(super) const LINT: &str = "frontend.lint";
 /// Asks for the requests that there are.
 pub(super) const DESCRIBE: &str = "frontend.subrequests.describe";
-/// Version of both.
-const VERSION: &str = "1.0.0";
+/// Version of all.
+pub(super) const VERSION: &str = "1.0.0";
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -85,7 +86,7 @@ pub(super) fn lint(
     ])
 }
 
-fn answer<const N: usize>(metadata: [(&str, Bytes); N]) -> Result<SolveResult, BridgeError> {
+pub(super) fn answer<const N: usize>(metadata: [(&str, Bytes); N]) -> Result<SolveResult, BridgeError> {
     let metadata: BTreeMap<String, Bytes> =
         metadata.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     Ok(SolveResult { refs: Refs::Single(None), metadata })
@@ -134,20 +135,24 @@ fn excerpt(source: &pb::SourceInfo, ranges: &[Range]) -> String {
 
 /// The answer to [`DESCRIBE`].
 pub(super) fn describe() -> Result<SolveResult, BridgeError> {
+    let target = json!([{"name": "target", "description": "Target build stage"}]);
+    let about_targets = "List all parameters current build target supports";
     let described = [
-        (LINT, "Lint a Dockerfile", &["result.json", "result.txt", "result.statuscode"][..]),
-        (DESCRIBE, "List available subrequest types", &["result.json", "result.txt"]),
+        (OUTLINE, about_targets, &["result.json", "result.txt"][..], target),
+        (TARGETS, "List all targets current build supports", &["result.json", "result.txt"], json!([])),
+        (LINT, "Lint a Dockerfile", &["result.json", "result.txt", "result.statuscode"], Value::Null),
+        (DESCRIBE, "List available subrequest types", &["result.json", "result.txt"], Value::Null),
     ];
     let short = |name: &str| name.trim_start_matches("frontend.").to_owned();
     let width = described.iter().map(|(name, ..)| short(name).len()).max().unwrap_or_default();
     let mut text = format!("{:width$} {:7} DESCRIPTION\n", "NAME", "VERSION");
     let mut list = Vec::new();
-    for (name, description, metadata) in described {
+    for (name, description, metadata, options) in described {
         text.push_str(&format!("{:width$} {VERSION:7} {description}\n", short(name)));
         let metadata: Vec<Value> = metadata.iter().map(|name| json!({"name": name, "description": ""})).collect();
         list.push(json!({
             "name": name, "version": VERSION, "type": "rpc", "description": description,
-            "opts": null, "inputs": null, "metadata": metadata, "refs": null,
+            "opts": options, "inputs": null, "metadata": metadata, "refs": null,
         }));
     }
     answer([("result.json", pretty(&list)?), ("result.txt", text.into()), ("version", VERSION.into())])
@@ -196,6 +201,9 @@ mod tests {
     fn the_requests_are_described() {
         let result = describe().unwrap();
         let text = String::from_utf8(result.metadata["result.txt"].to_vec()).unwrap();
-        assert!(text.contains("lint                 1.0.0   Lint a Dockerfile\n"), "{text}");
+        assert!(
+            text.contains("lint                 1.0.0   Lint a Dockerfile\n") && text.contains("outline "),
+            "{text}"
+        );
     }
 }

@@ -3,6 +3,7 @@
 mod build;
 mod lint;
 mod metadata;
+mod outline;
 mod resolver;
 
 use std::sync::Arc;

@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use castor_ops::bridge::{ReadDir, ReadFile, SourceMeta, code};
+use castor_llb::Definition;
+use castor_ops::bridge::{ReadDir, ReadFile, SourceMeta};
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveResult};
 use castor_proto::gateway::{self as wire, result::Result as WireRefs};
 use castor_proto::{Timestamp, pb};
@@ -22,6 +23,8 @@ type Outcome = Result<SolveResult, BridgeError>;
 /// One build as its client drives it. Ends when the client returns a result.
 pub struct Gateway {
     bridge: Arc<dyn Bridge>,
+    /// The definitions that whoever drives the build was given, if not those of the build's client.
+    inputs: Option<BTreeMap<String, Definition>>,
     /// Every ref that was given out, until the build ends.
     refs: Mutex<HashMap<String, LazyRef>>,
     outcome: watch::Sender<Option<Outcome>>,
@@ -36,7 +39,12 @@ impl fmt::Debug for Gateway {
 impl Gateway {
     /// A gateway to the build that `bridge` leads to.
     pub fn new(bridge: Arc<dyn Bridge>) -> Arc<Self> {
-        Arc::new(Self { bridge, refs: Mutex::default(), outcome: watch::channel(None).0 })
+        Arc::new(Self { bridge, inputs: None, refs: Mutex::default(), outcome: watch::channel(None).0 })
+    }
+
+    /// The same, for a frontend with inputs of its own.
+    pub(crate) fn with_inputs(bridge: Arc<dyn Bridge>, inputs: BTreeMap<String, Definition>) -> Arc<Self> {
+        Arc::new(Self { bridge, inputs: Some(inputs), refs: Mutex::default(), outcome: watch::channel(None).0 })
     }
 
     /// Waits until the client returned a result, and gives it.
@@ -125,7 +133,8 @@ impl Gateway {
     }
 
     pub(super) fn inputs(&self) -> wire::InputsResponse {
-        let definitions = self.bridge.inputs().into_iter().map(|(name, input)| (name, input.to_pb())).collect();
+        let inputs = self.inputs.clone().unwrap_or_else(|| self.bridge.inputs());
+        let definitions = inputs.into_iter().map(|(name, input)| (name, input.to_pb())).collect();
         wire::InputsResponse { definitions }
     }
 
@@ -246,17 +255,5 @@ impl Gateway {
     ) -> Result<wire::StatFileResponse, BridgeError> {
         let reference = self.existing(&request.r#ref)?;
         Ok(wire::StatFileResponse { stat: Some(self.bridge.stat_file(&reference, &request.path).await?) })
-    }
-
-    /// Ends the build from this side: whoever waits for the client's result gets the error. Does nothing if there is
-    /// a result already.
-    pub fn abandon(&self, reason: &str) {
-        self.outcome.send_if_modified(|slot| {
-            let free = slot.is_none();
-            if free {
-                *slot = Some(Err(BridgeError::new(code::CANCELLED, reason)));
-            }
-            free
-        });
     }
 }

@@ -9,11 +9,25 @@ use bytes::Bytes;
 use castor_llb::op::Op;
 use castor_llb::{Definition, Graph, Limits, Source};
 use castor_oci::{Digest, Platform};
-use castor_ops::bridge::{ImageMeta, ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo, code};
+use castor_ops::bridge::{
+    FrontendPolicy, ImageMeta, Program, ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo, code,
+};
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_progress::Warning;
 use castor_proto::fsutil::Stat;
+use castor_proto::gateway as wire;
+use castor_proto::gateway::llb_bridge_client::LlbBridgeClient;
+use castor_wire::channel_over;
 use parking_lot::Mutex;
+
+/// What a program does.
+#[derive(Debug, Clone, Copy)]
+pub enum Script {
+    /// Ends without a word.
+    Nothing,
+    /// Returns a result through LLBBridge.
+    Return,
+}
 
 /// A build.
 #[derive(Default)]
@@ -26,7 +40,14 @@ pub struct FakeBuild {
     /// Identifier, platform and vertex of each look-up.
     pub resolved: Mutex<Vec<(String, String)>>,
     pub warnings: Mutex<Vec<Warning>>,
-    ids: AtomicUsize,
+    pub policy: FrontendPolicy,
+    /// Frontends that were asked for, with their options.
+    pub forwarded: Mutex<Vec<(String, BTreeMap<String, String>)>>,
+    /// What programs do; `None`: they cannot run.
+    pub program: Option<Script>,
+    /// Arguments and environment of programs that ran.
+    pub programs: Mutex<Vec<(Vec<String>, Vec<String>)>>,
+    pub ids: AtomicUsize,
 }
 
 impl FakeBuild {
@@ -49,6 +70,7 @@ impl FakeBuild {
 impl Bridge for FakeBuild {
     async fn solve(&self, request: SolveRequest) -> Result<SolveResult, BridgeError> {
         if !request.frontend.is_empty() {
+            self.forwarded.lock().push((request.frontend.clone(), request.options));
             return Err(BridgeError::unknown(format!("invalid frontend: {}", request.frontend)));
         }
         let Some(definition) = request.definition.filter(|definition| !definition.is_empty()) else {
@@ -70,7 +92,12 @@ impl Bridge for FakeBuild {
         }
         let platform = request.platform.clone().unwrap_or_else(Platform::host);
         let image = ImageMeta { digest: Digest::of("image"), config: Self::config(&platform).into() };
-        Ok(SourceMeta { identifier: request.identifier, attrs: request.attrs, image: Some(image) })
+        Ok(SourceMeta {
+            identifier: request.identifier,
+            attrs: request.attrs,
+            image: Some(image),
+            ..SourceMeta::default()
+        })
     }
 
     async fn evaluate(&self, _: &LazyRef) -> Result<(), BridgeError> {
@@ -99,6 +126,23 @@ impl Bridge for FakeBuild {
         Ok(Stat { path: path.to_owned().into(), ..Stat::default() })
     }
 
+    async fn run(&self, _: &LazyRef, program: Program) -> Result<(), BridgeError> {
+        let Some(script) = self.program else {
+            return Err(BridgeError::unknown(format!("{} cannot run here", program.args.join(" "))));
+        };
+        self.programs.lock().push((program.args, program.env));
+        if let Script::Return = script {
+            let channel = channel_over(tokio::io::join(program.stdin, program.stdout)).await.unwrap();
+            let mut client = LlbBridgeClient::new(channel);
+            client.ping(wire::PingRequest {}).await.unwrap();
+            let metadata = BTreeMap::from([("made.by".to_owned(), Bytes::from_static(b"program"))]);
+            let result = wire::Result { metadata, ..wire::Result::default() };
+            let request = wire::ReturnRequest { result: Some(result), error: None };
+            client.r#return(request).await.unwrap();
+        }
+        Ok(())
+    }
+
     fn warn(&self, warning: Warning) {
         self.warnings.lock().push(warning);
     }
@@ -113,6 +157,10 @@ impl Bridge for FakeBuild {
 
     fn session(&self) -> String {
         "session".into()
+    }
+
+    fn frontends(&self) -> FrontendPolicy {
+        self.policy.clone()
     }
 
     fn workers(&self) -> Vec<WorkerInfo> {
