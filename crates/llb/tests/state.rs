@@ -64,7 +64,10 @@ fn file_operations_are_written_as_by_buildkit() {
         rm("/never", true),
     ];
     let got = marshal(&State::scratch().file(actions, Constraints::new())).to_pb();
-    assert_eq!(got, golden("cachekeys/llb-file-ops"));
+    let mut want = golden("cachekeys/llb-file-ops");
+    // BuildKit tells of a vertex from no place that it has none, which says nothing.
+    want.source.as_mut().unwrap().locations.retain(|_, places| !places.locations.is_empty());
+    assert_eq!(got, want);
 }
 
 #[test]

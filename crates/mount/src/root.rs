@@ -73,12 +73,6 @@ impl Root {
         self.path_of(fd.as_fd()).map_err(|source| RootError { source, ..self.blank(path.as_ref()) })
     }
 
-    /// As [`resolve`](Self::resolve), but the last component is not followed.
-    pub fn resolve_no_follow(&self, path: impl AsRef<Path>) -> Result<PathBuf, RootError> {
-        let fd = self.open_at(path.as_ref(), OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
-        self.path_of(fd.as_fd()).map_err(|source| RootError { source, ..self.blank(path.as_ref()) })
-    }
-
     /// The directory that `path` would be in, opened, and its last component. The path must have one that is a name.
     pub fn parent(&self, path: impl AsRef<Path>) -> Result<(OwnedFd, std::ffi::OsString), RootError> {
         let path = path.as_ref();

@@ -179,7 +179,6 @@ fn paths_stay_in_their_root() {
     assert!(read("loop").is_err());
     assert_eq!(root.resolve("absolute").unwrap(), root_dir.join("etc/passwd"));
     assert_eq!(root.resolve("/").unwrap(), root_dir);
-    assert_eq!(root.resolve_no_follow("absolute").unwrap(), root_dir.join("absolute"));
     let mut made = 0;
     let mode = Mode::from_raw_mode(0o750);
     root.create_dir_all("etc/a/../b/c", mode, |_| {

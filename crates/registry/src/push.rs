@@ -73,17 +73,7 @@ impl Client {
         }
     }
 
-    /// Asks the host of `repository` to take the blob from its repository `from`. `false`: it wants an upload.
-    pub async fn mount_blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        from: &Repository,
-        access: &Access,
-    ) -> Result<bool, Error> {
-        Ok(matches!(self.mount(repository, digest, from, access).await?, Mount::Done))
-    }
-
+    /// Asks the host of `repository` to take the blob from its repository `from`.
     async fn mount(
         &self,
         repository: &Repository,

@@ -97,9 +97,9 @@ async fn a_mount_asks_for_the_scope_of_its_source() {
     registry.put_blob("base", "x/y", source.bytes.clone());
     let access = Session::new("s", "me", "secret").access();
     let target = repository(&registry, "app");
-    let mounted =
-        client().mount_blob(&target, &descriptor.digest, &repository(&registry, "base"), &access).await.unwrap();
-    assert!(mounted);
+    let from = [repository(&registry, "base")];
+    let pushed = client().push_blob(&target, &descriptor, &from, &source, &access).await.unwrap();
+    assert_eq!(pushed, Pushed::Mounted);
 }
 
 #[tokio::test]

@@ -266,14 +266,10 @@ impl Writer<'_> {
             return Err(MarshalError::NoArguments);
         }
         let mut env = Env::clone(&values.env);
-        let target = |position: usize, target: &str| match target {
-            "" => format!("/run/buildkit/ssh_agent.{position}"),
-            target => target.to_owned(),
-        };
         if let Some(agent) = exec.ssh.first()
             && env.get("SSH_AUTH_SOCK").is_none()
         {
-            env.set("SSH_AUTH_SOCK", &target(0, &agent.target));
+            env.set("SSH_AUTH_SOCK", &agent_target(0, &agent.target));
         }
         let mut caps: Vec<&str> = vec!["exec.meta.base"];
         if let Some(known) = &self.options.caps {
@@ -291,6 +287,33 @@ impl Writer<'_> {
             constraints.platform.clone_from(&values.platform);
         }
 
+        let (inputs, mut mounts) = self.exec_mounts(exec)?;
+        let secret_env = secrets_and_agents(exec, &mut mounts);
+        let op = ExecOp {
+            meta: Meta {
+                args: values.args.clone(),
+                env: env.to_vec(),
+                cwd: values.dir.clone(),
+                user: values.user.clone(),
+                proxy_env: exec.proxy.clone(),
+                extra_hosts: values.extra_hosts.clone(),
+                hostname: values.hostname.clone(),
+                ulimits: values.ulimits.clone(),
+                cgroup_parent: values.cgroup_parent.clone(),
+                remove_mount_stubs_recursive: true,
+                valid_exit_codes: values.valid_exit_codes.clone(),
+            },
+            mounts,
+            network: values.network,
+            security: values.security,
+            secret_env,
+            cdi_devices: exec.cdi_devices.clone(),
+        };
+        Ok(self.finish_op(Op::Exec(op), inputs, constraints, true))
+    }
+
+    /// The mounts of a process that are no secrets and agents, and the inputs that they are of.
+    fn exec_mounts(&self, exec: &Exec) -> Result<(Vec<pb::Input>, Vec<Mount>), MarshalError> {
         let mut inputs: Vec<pb::Input> = Vec::new();
         let mut mounts = Vec::with_capacity(exec.mounts.len());
         let mut outputs = 0;
@@ -325,45 +348,7 @@ impl Writer<'_> {
                 content_cache: options.content_cache,
             });
         }
-        let mut secret_env = Vec::new();
-        for secret in &exec.secrets {
-            if let Some(name) = &secret.env {
-                let optional = secret.optional;
-                secret_env.push(SecretEnv { id: secret.id.clone(), name: name.clone(), optional });
-            }
-            if let Some(dest) = &secret.target {
-                let (uid, gid, mode) = (secret.uid, secret.gid, secret.mode);
-                let secret = SecretMount { id: secret.id.clone(), uid, gid, mode, optional: secret.optional };
-                mounts.push(Mount { dest: dest.clone(), kind: MountKind::Secret(secret), ..Mount::default() });
-            }
-        }
-        for (position, ssh) in exec.ssh.iter().enumerate() {
-            let (uid, gid, mode) = (ssh.uid, ssh.gid, ssh.mode);
-            let agent = SecretMount { id: ssh.id.clone(), uid, gid, mode, optional: ssh.optional };
-            let dest = target(position, &ssh.target);
-            mounts.push(Mount { dest, kind: MountKind::Ssh(agent), ..Mount::default() });
-        }
-        let op = ExecOp {
-            meta: Meta {
-                args: values.args.clone(),
-                env: env.to_vec(),
-                cwd: values.dir.clone(),
-                user: values.user.clone(),
-                proxy_env: exec.proxy.clone(),
-                extra_hosts: values.extra_hosts.clone(),
-                hostname: values.hostname.clone(),
-                ulimits: values.ulimits.clone(),
-                cgroup_parent: values.cgroup_parent.clone(),
-                remove_mount_stubs_recursive: true,
-                valid_exit_codes: values.valid_exit_codes.clone(),
-            },
-            mounts,
-            network: values.network,
-            security: values.security,
-            secret_env,
-            cdi_devices: exec.cdi_devices.clone(),
-        };
-        Ok(self.finish_op(Op::Exec(op), inputs, constraints, true))
+        Ok((inputs, mounts))
     }
 
     /// Adds the terminal op, what it needs, and the source map.
@@ -454,6 +439,37 @@ fn action_kind(bound: &BoundAction, base: FileInput) -> FileActionKind {
             timestamp: time(*timestamp),
         }),
     }
+}
+
+/// Where the socket of an agent is in a process that asks for it at `target`.
+fn agent_target(position: usize, target: &str) -> String {
+    match target {
+        "" => format!("/run/buildkit/ssh_agent.{position}"),
+        target => target.to_owned(),
+    }
+}
+
+/// Adds the mounts of secrets and of agents; gives the secrets of the environment.
+fn secrets_and_agents(exec: &Exec, mounts: &mut Vec<Mount>) -> Vec<SecretEnv> {
+    let mut secret_env = Vec::new();
+    for secret in &exec.secrets {
+        if let Some(name) = &secret.env {
+            let optional = secret.optional;
+            secret_env.push(SecretEnv { id: secret.id.clone(), name: name.clone(), optional });
+        }
+        if let Some(dest) = &secret.target {
+            let (uid, gid, mode) = (secret.uid, secret.gid, secret.mode);
+            let secret = SecretMount { id: secret.id.clone(), uid, gid, mode, optional: secret.optional };
+            mounts.push(Mount { dest: dest.clone(), kind: MountKind::Secret(secret), ..Mount::default() });
+        }
+    }
+    for (position, ssh) in exec.ssh.iter().enumerate() {
+        let (uid, gid, mode) = (ssh.uid, ssh.gid, ssh.mode);
+        let agent = SecretMount { id: ssh.id.clone(), uid, gid, mode, optional: ssh.optional };
+        let dest = agent_target(position, &ssh.target);
+        mounts.push(Mount { dest, kind: MountKind::Ssh(agent), ..Mount::default() });
+    }
+    secret_env
 }
 
 /// Capabilities that a process needs beside the basic one.
