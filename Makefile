@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DEBIAN_PACKAGES := runc docker-registry busybox-static git ca-certificates gcc libc6-dev python3-pip unzip
 
-.PHONY: demo test check fmt clippy layers docs deny fuzz bench interop setup regenerate
+.PHONY: deb image demo test check fmt clippy layers docs deny fuzz bench interop setup regenerate
 
 ## demo: compile a Go program on an eStargz base image of which only a part is ever fetched
 demo: setup
@@ -47,6 +47,16 @@ bench: setup
 interop: setup
 	$(CARGO) build --workspace --bins
 	$(CARGO) run -q -p castor-integration --bin interop -- --buildctl "$(BUILDCTL)" --buildkitd "$(BUILDKITD)" --buildx "$(BUILDX)"
+
+## deb: a Debian package in target/deb, with the units for systemd
+deb:
+	$(CARGO) build --release --locked -p castor-buildkitd -p castor-buildctl -p castor
+	scripts/deb target/release target/deb
+
+## image: castor's own image, built by the castor that BUILDKIT_HOST names: make image OUTPUT=type=docker,name=castor,dest=castor.tar
+OUTPUT ?= type=oci,dest=target/castor.tar
+image:
+	buildctl build --frontend dockerfile.v0 --local context=. --local dockerfile=packaging --output $(OUTPUT)
 
 ## regenerate: the wire types from proto/
 regenerate:
