@@ -162,6 +162,11 @@ async fn read_toc(shared: &Arc<Shared>, source: &LayerSource, expected: TocDiges
         Some(location) => toc_bytes(location, &tail, tail_start, fetch).await?,
         None => external_toc(shared, source).await?,
     };
+    // Large tables are read one after the other: each takes a multiple of its compressed size.
+    let told = place.and_then(|location| location.size).unwrap_or(8 * compressed.len() as u64);
+    let share = u32::try_from(told >> 10).unwrap_or(u32::MAX).clamp(1, crate::engine::MEMORY_KIB / 2);
+    let memory = shared.memory.clone().acquire_many_owned(share).await;
+    let _memory = memory.map_err(|_| Stop::Error(LayerError::Cancelled))?;
     let unverified = shared.config.verification.unverified(&source.descriptor);
     let parsed = castor_task::blocking(move || {
         let toc = match place {

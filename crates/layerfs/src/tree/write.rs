@@ -83,9 +83,9 @@ pub(crate) fn from_toc(toc: &Toc, blob_size: u64, payload_end: u64) -> Result<Pl
             let needed = chunk.inner_offset.saturating_add(chunk.size);
             chunks.push(Chunk {
                 blob_start: chunk.offset,
-                // What follows may be long: headers of entries without data. Of what an encoder makes of data no more is
-                // read into memory than an odd one could need.
-                blob_end: chunk.end.min(chunk.offset.saturating_add(2 * needed.min(MAX_MEMBER) + (1 << 20))),
+                // What follows may be long: headers of entries without data, or anything. No more of it is read into memory
+                // than an encoder could need for data that does not compress.
+                blob_end: chunk.end.min(chunk.offset.saturating_add(longest(needed))),
                 inner: chunk.inner_offset,
                 data: at + chunk.file_offset,
                 size: chunk.size,
@@ -113,6 +113,12 @@ pub(crate) fn from_toc(toc: &Toc, blob_size: u64, payload_end: u64) -> Result<Pl
             Landmark::None | Landmark::NoPrefetch => 0,
         },
     })
+}
+
+/// The most that any encoder makes of `size` bytes, and a header.
+fn longest(size: u64) -> u64 {
+    let size = size.min(MAX_MEMBER);
+    size + size / 4 + (1 << 20)
 }
 
 /// Refuses members that are more work than any writer makes: a few bytes of blob may stand for any number of zeros to be
