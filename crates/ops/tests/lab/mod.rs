@@ -174,6 +174,7 @@ impl Lab {
             parallelism: Some(2),
             platforms: vec![Platform::host()],
             lazy,
+            frontends: castor_ops::bridge::FrontendPolicy::default(),
             scope: ground.scope.child("ops"),
         });
         Self { worker, solver, store, commands, ground, jobs: AtomicUsize::new(0) }
