@@ -1,11 +1,11 @@
 //! Which records and results a cache gets.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use castor_blobs::{Blobs, Compression, LayerBlob};
 use castor_oci::media_type;
-use castor_solver::{CacheSource, Cx, ExportRecord, KeyId, Record, ResultStore};
+use castor_solver::{CacheSource, Cx, ExportInput, ExportRecord, KeyId, Record, ResultStore};
 use castor_store::ImmutableRef;
 use futures::StreamExt as _;
 
@@ -51,6 +51,8 @@ impl ExportParts {
         let records = chains::sound(castor_solver::export(self.keys.as_ref(), roots).await?);
         let roots: HashSet<&KeyId> = roots.iter().collect();
         let matches = self.matches(&records);
+        let records = chains::sound(self.with_imported_ways(records, &matches));
+        let matches = self.matches(&records);
         let find = async |index: usize, make: bool| -> Result<Option<Found>, RemoteCacheError> {
             let record: &ExportRecord = &records[index];
             // What has no inputs is had from where it is.
@@ -92,7 +94,7 @@ impl ExportParts {
             let mut own = Vec::new();
             for (number, import) in self.imports.iter().enumerate() {
                 if record.inputs.is_empty() {
-                    own.extend(import.root(record.digest).map(|id| (number, id)));
+                    own.extend(import.records().root(record.digest).map(|id| (number, id)));
                     continue;
                 }
                 let mut common: Option<HashSet<KeyId>> = None;
@@ -101,7 +103,7 @@ impl ExportParts {
                     for alternative in alternatives {
                         let from = matches[alternative.link].iter().filter(|(of, _)| *of == number);
                         for (_, id) in from {
-                            reached.extend(import.follow(id, record.digest, input, alternative.selector));
+                            reached.extend(import.records().follow(id, record.digest, input, alternative.selector));
                         }
                     }
                     common = Some(match common {
@@ -116,6 +118,40 @@ impl ExportParts {
             matches.push(own);
         }
         matches
+    }
+
+    /// `records` with all ways to them that imports know: where a key by definition was enough here, keys by content are
+    /// passed on.
+    fn with_imported_ways(&self, mut records: Vec<ExportRecord>, matches: &[Vec<(usize, KeyId)>]) -> Vec<ExportRecord> {
+        let mut places: HashMap<(usize, KeyId), usize> = HashMap::new();
+        let mut pending = Vec::new();
+        for (index, (number, id)) in
+            matches.iter().enumerate().flat_map(|(index, own)| own.iter().map(move |one| (index, one)))
+        {
+            places.entry((*number, id.clone())).or_insert(index);
+            pending.push((index, *number, id.clone()));
+        }
+        while let Some((index, number, id)) = pending.pop() {
+            let import = self.imports[number].records();
+            for (input, alternatives) in import.inputs(&id).iter().enumerate() {
+                for (selector, from) in alternatives {
+                    let Some(digest) = import.digest(from) else { continue };
+                    let link = *places.entry((number, from.clone())).or_insert_with(|| {
+                        let id = KeyId::new(format!("import {number} {from}"));
+                        records.push(ExportRecord { id, digest, inputs: Vec::new(), results: Vec::new() });
+                        pending.push((records.len() - 1, number, from.clone()));
+                        records.len() - 1
+                    });
+                    let inputs = &mut records[index].inputs;
+                    inputs.resize(inputs.len().max(input + 1), Vec::new());
+                    let way = ExportInput { selector: *selector, link };
+                    if !inputs[input].contains(&way) {
+                        inputs[input].push(way);
+                    }
+                }
+            }
+        }
+        records
     }
 
     /// The best result of a record: one that is here, or else one that was imported.
@@ -148,14 +184,14 @@ impl ExportParts {
         }
         let found = matches.iter().find_map(|(number, id)| {
             let import = &self.imports[*number];
-            let (created, layers) = import.newest(id)?;
+            let (created, layers) = import.records().newest(id)?;
             let layer = |descriptor: &castor_oci::Descriptor| {
                 let mut descriptor = descriptor.clone();
                 descriptor.media_type = media_type::to_oci(&descriptor.media_type).to_owned();
                 let diff_id = descriptor.annotations.get(UNCOMPRESSED).and_then(|text| text.parse().ok());
                 Layer { descriptor, diff_id, origin: Origin::Import(import.clone()) }
             };
-            Some(Found { layers: layers.iter().map(layer).collect(), created })
+            Some(Found { layers: layers.into_iter().map(layer).collect(), created })
         });
         Ok(found)
     }

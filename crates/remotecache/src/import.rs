@@ -18,6 +18,7 @@ use crate::config::{self, CacheConfig, CacheLayer};
 use crate::error::RemoteCacheError;
 use crate::imported::{Attrs, Blobs, ImportParts, Imported, annotate, described};
 use crate::options::Source;
+use crate::records::Records;
 
 /// Manifests and configs are not larger.
 const MAX_DOCUMENT: u64 = 8 << 20;
@@ -194,8 +195,8 @@ async fn resolve(
     };
     if let Some(config) = config {
         let config = CacheConfig::parse(&reader.blob(&config).await?)?;
-        let imported = Imported::new(name(root.digest), from, &config, &described(layers), blobs, parts.clone())?;
-        return Ok(vec![Arc::new(imported)]);
+        let records = Records::new(&config, &described(layers))?;
+        return Ok(vec![Arc::new(Imported::new(name(root.digest), from, records, blobs, parts.clone()))]);
     }
     let mut imported = Vec::new();
     for manifest in images(&reader, document, root.digest).await.map_err(|error| match error {
@@ -204,7 +205,8 @@ async fn resolve(
     })? {
         let Some((config, layers)) = inline(&reader, &manifest.1).await? else { continue };
         let (from, blobs) = (from.clone(), blobs.clone());
-        imported.push(Arc::new(Imported::new(name(manifest.0), from, &config, &layers, blobs, parts.clone())?));
+        let records = Records::new(&config, &layers)?;
+        imported.push(Arc::new(Imported::new(name(manifest.0), from, records, blobs, parts.clone())));
     }
     Ok(imported)
 }

@@ -1,6 +1,6 @@
 //! An imported cache: look-ups in its records, and its results as refs.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,6 @@ use bytes::Bytes;
 use castor_content::{Commit, Labels};
 use castor_layerfs::Lazy;
 use castor_oci::{Descriptor, Digest};
-use castor_progress::Timestamp;
 use castor_registry::{Access, Client, Priority, Repository};
 use castor_session::Sessions;
 use castor_session::auth::SessionCredentials;
@@ -20,8 +19,8 @@ use castor_store::{ImageLayer, ImmutableRef, RecordOptions, Store};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
-use crate::config::{CacheConfig, ConfigError};
 use crate::error::RemoteCacheError;
+use crate::records::Records;
 
 /// Annotation with a layer's diff ID.
 pub(crate) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -63,15 +62,6 @@ impl fmt::Debug for ImportParts {
     }
 }
 
-/// An imported record.
-#[derive(Default)]
-struct Item {
-    /// Where links lead: by the name of the target, the place among its inputs, and the selector.
-    links: HashMap<(Digest, usize, Option<Digest>), Vec<usize>>,
-    /// The results, newest first.
-    results: Vec<Record>,
-}
-
 /// An imported cache.
 pub struct Imported {
     name: String,
@@ -79,92 +69,26 @@ pub struct Imported {
     from: String,
     parts: ImportParts,
     blobs: Blobs,
-    items: Vec<Item>,
-    ids: HashMap<KeyId, usize>,
-    /// The layers of results, lowest first.
-    chains: HashMap<String, Vec<Descriptor>>,
+    records: Records,
 }
 
 impl fmt::Debug for Imported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Imported").field("name", &self.name).field("records", &self.items.len()).finish_non_exhaustive()
+        f.debug_struct("Imported")
+            .field("name", &self.name)
+            .field("records", &self.records.len())
+            .finish_non_exhaustive()
     }
 }
 
 impl Imported {
-    /// The cache of a checked `config`. Layers that are not among `described` are not to be had, and results that need
-    /// them are no results.
-    pub(crate) fn new(
-        name: String,
-        from: String,
-        config: &CacheConfig,
-        described: &HashMap<Digest, Descriptor>,
-        blobs: Blobs,
-        parts: ImportParts,
-    ) -> Result<Self, ConfigError> {
-        config.check()?;
-        let mut items: Vec<Item> = Vec::new();
-        items.resize_with(config.records.len(), Item::default);
-        let mut ids = HashMap::new();
-        let mut chains = HashMap::new();
-        // Of several records without inputs that have the same name, the first stands for all.
-        let mut places: Vec<usize> = (0..config.records.len()).collect();
-        for (index, record) in config.records.iter().enumerate() {
-            let id = if record.inputs.is_empty() {
-                KeyId::new(record.digest.to_string())
-            } else {
-                KeyId::new(index.to_string())
-            };
-            places[index] = *ids.entry(id).or_insert(index);
-        }
-        for (index, record) in config.records.iter().enumerate() {
-            for (input, alternatives) in record.inputs.iter().enumerate() {
-                let mut seen = HashSet::new();
-                for alternative in alternatives.iter().filter(|one| seen.insert((one.link, one.selector))) {
-                    let key = (record.digest, input, alternative.selector);
-                    items[places[alternative.link]].links.entry(key).or_default().push(index);
-                }
-            }
-            let mut results = Vec::new();
-            for result in &record.results {
-                results.push((config.chain(result.layer)?, result.created));
-            }
-            results.extend(record.chains.iter().map(|chain| (chain.layers.clone(), chain.created)));
-            results.sort_by_key(|(_, created)| std::cmp::Reverse(*created));
-            for (layers, created) in results {
-                let layers: Option<Vec<Descriptor>> =
-                    layers.iter().map(|layer| described.get(&config.layers[*layer].blob).cloned()).collect();
-                let Some(layers) = layers.filter(|layers| !layers.is_empty()) else { continue };
-                let id = chain_id(&layers);
-                chains.entry(id.clone()).or_insert(layers);
-                items[places[index]].results.push(Record { id, created });
-            }
-        }
-        Ok(Self { name, from, parts, blobs, items, ids, chains })
+    pub(crate) fn new(name: String, from: String, records: Records, blobs: Blobs, parts: ImportParts) -> Self {
+        Self { name, from, parts, blobs, records }
     }
 
-    /// How many records there are.
-    pub fn records(&self) -> usize {
-        self.items.len()
-    }
-
-    /// The record without inputs of this name.
-    pub(crate) fn root(&self, digest: Digest) -> Option<KeyId> {
-        let id = KeyId::new(digest.to_string());
-        self.ids.contains_key(&id).then_some(id)
-    }
-
-    /// Where a link leads from a record, the target by its name.
-    pub(crate) fn follow(&self, from: &KeyId, to: Digest, input: usize, selector: Option<Digest>) -> Vec<KeyId> {
-        let Some(item) = self.ids.get(from).and_then(|index| self.items.get(*index)) else { return Vec::new() };
-        let targets = item.links.get(&(to, input, selector)).into_iter().flatten();
-        targets.map(|index| KeyId::new(index.to_string())).collect()
-    }
-
-    /// The newest result of a record, with its layers.
-    pub(crate) fn newest(&self, key: &KeyId) -> Option<(Timestamp, &[Descriptor])> {
-        let record = self.items.get(*self.ids.get(key)?)?.results.first()?;
-        Some((record.created, self.chains.get(&record.id)?))
+    /// What it has.
+    pub(crate) fn records(&self) -> &Records {
+        &self.records
     }
 
     /// The repository that the blobs are in, if they are in one.
@@ -249,7 +173,7 @@ impl Imported {
     }
 
     /// The result with these layers.
-    async fn result(&self, cx: &Cx, chain: &[Descriptor]) -> Result<ImmutableRef, RemoteCacheError> {
+    async fn result(&self, cx: &Cx, chain: &[&Descriptor]) -> Result<ImmutableRef, RemoteCacheError> {
         let want = match (self.parts.lazy)(cx) {
             // Who asks for lazy layers means those of images; a step's result that is not lazy is better than the step.
             Lazy::Require => Lazy::Prefer,
@@ -258,7 +182,7 @@ impl Imported {
         let origins: Vec<String> = self.repository().map(Repository::to_string).into_iter().collect();
         let layers = chain.iter().map(|descriptor| {
             let annotation = |key: &str| descriptor.annotations.get(key);
-            let mut plain = descriptor.clone();
+            let mut plain = (*descriptor).clone();
             for internal in [UNCOMPRESSED, CREATED_AT, DESCRIPTION] {
                 plain.annotations.remove(internal);
             }
@@ -293,12 +217,6 @@ impl Imported {
     }
 }
 
-/// Names a result by its layers.
-fn chain_id(layers: &[Descriptor]) -> String {
-    let list: Vec<String> = layers.iter().map(|layer| layer.digest.to_string()).collect();
-    Digest::of(list.join(" ")).to_string()
-}
-
 #[async_trait]
 impl CacheSource for Imported {
     fn name(&self) -> &str {
@@ -308,14 +226,13 @@ impl CacheSource for Imported {
     async fn targets(&self, queries: &[(KeyId, Link)]) -> Result<Vec<Vec<KeyId>>, CacheError> {
         let follow = |(from, link): &(KeyId, Link)| {
             let to = KeyInfo { digest: link.digest, output: link.output }.record_digest();
-            self.follow(from, to, link.input, link.selector)
+            self.records.follow(from, to, link.input, link.selector)
         };
         Ok(queries.iter().map(follow).collect())
     }
 
     async fn records(&self, keys: &[KeyId]) -> Result<Vec<Vec<Record>>, CacheError> {
-        let records = |key| Some(self.items.get(*self.ids.get(key)?)?.results.clone());
-        Ok(keys.iter().map(|key| records(key).unwrap_or_default()).collect())
+        Ok(keys.iter().map(|key| self.records.results(key).to_vec()).collect())
     }
 
     /// A record tells its operation's digest and output in one, so it is not known which they are.
@@ -336,8 +253,8 @@ impl ResultStore<ImmutableRef> for Imported {
     }
 
     async fn load(&self, cx: &Cx, id: &str) -> Result<Option<ImmutableRef>, BoxError> {
-        match self.chains.get(id) {
-            Some(chain) => Ok(Some(self.result(cx, chain).await?)),
+        match self.records.layers(id) {
+            Some(chain) => Ok(Some(self.result(cx, &chain).await?)),
             None => Ok(None),
         }
     }

@@ -20,6 +20,7 @@ mod import;
 mod imported;
 mod inline;
 mod options;
+mod records;
 
 pub use collect::ExportParts;
 pub use config::{
