@@ -274,7 +274,7 @@ fn a_recorded_build_ends_with_all_its_steps() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_of_the_window_draws_at_once() {
+async fn a_new_size_is_followed_also_where_nothing_happens() {
     let mut terminal = Terminal::new(24, 80);
     let mut display = display(&terminal);
     let (sender, news) = tokio::sync::mpsc::channel(4);

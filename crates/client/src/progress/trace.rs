@@ -13,6 +13,9 @@ use crate::status::{SolveStatus, Vertex, VertexStatus, VertexWarning};
 /// Lines of a step that are shown again when it has failed.
 const TAIL_LINES: usize = 10;
 
+/// Bytes of a step's output that displays keep which show it as a whole only when the step has failed.
+const OUTPUT_KEPT: usize = 16 << 20;
+
 /// How the error of a cancelled step ends.
 const CANCELED: &str = "context canceled";
 
@@ -88,6 +91,10 @@ pub struct Node {
     pub index: usize,
     /// Lines that were not shown, with their times.
     pub logs: Vec<Vec<u8>>,
+    /// About how many bytes they have.
+    log_bytes: usize,
+    /// There were more before them.
+    pub logs_cut: bool,
     /// The last of them is not complete.
     pub partial: bool,
     /// How much of the first was shown already.
@@ -118,6 +125,26 @@ impl Node {
             self.waiting_since = Some(Instant::now());
         }
         self.news += 1;
+    }
+
+    /// Forgets the oldest lines when there is twice as much as is to be kept.
+    fn trim_logs(&mut self, kept: usize) {
+        if self.log_bytes <= 2 * kept {
+            return;
+        }
+        let mut bytes = 0;
+        let lines = self.logs.iter().rev().take_while(|line| {
+            bytes += line.len();
+            bytes <= kept
+        });
+        // The last one stays whatever its length, but not all of it.
+        let cut = self.logs.len() - lines.count().max(1);
+        self.logs.drain(..cut);
+        if let Some(first) = self.logs.first_mut() {
+            first.drain(..first.len().saturating_sub(kept));
+        }
+        self.log_bytes = self.logs.iter().map(Vec::len).sum();
+        self.logs_cut = true;
     }
 
     pub fn last_interval(&self) -> Option<&Interval> {
@@ -383,6 +410,10 @@ impl Trace {
             }
         }
         node.partial = !complete;
+        node.log_bytes += log.data.len();
+        if window.is_some() {
+            node.trim_logs(OUTPUT_KEPT);
+        }
         node.count_news();
         self.updates.insert(index);
     }
@@ -394,6 +425,9 @@ impl Trace {
                 continue;
             }
             writeln!(out, "------\n > {}:", node.vertex.name)?;
+            if node.logs_cut {
+                writeln!(out, "[...]")?;
+            }
             for line in node.logs.iter().chain(node.tail.lines()) {
                 out.write_all(line)?;
                 writeln!(out)?;
@@ -440,5 +474,19 @@ mod tests {
         trace.update(SolveStatus { vertexes: vec![member("b", false, Some(at(2)))], ..SolveStatus::default() });
         assert_eq!(trace.begun, [0]);
         assert_eq!(trace.node(0).vertex.name, "group");
+    }
+
+    #[test]
+    fn old_output_is_forgotten() {
+        let mut node = Node { logs: (0..10).map(|digit| vec![b'0' + digit; 10]).collect(), ..Node::default() };
+        node.log_bytes = 100;
+        node.trim_logs(50);
+        assert_eq!((node.logs.len(), node.logs_cut), (10, false));
+        node.trim_logs(35);
+        assert_eq!((node.logs.len(), node.logs[0][0], node.log_bytes, node.logs_cut), (3, b'7', 30, true));
+        node.logs.push(vec![b'x'; 1000]);
+        node.log_bytes += 1000;
+        node.trim_logs(35);
+        assert_eq!((node.logs.len(), node.logs[0].len(), node.log_bytes), (1, 35, 35));
     }
 }
