@@ -149,6 +149,7 @@ fn layer_config(worker: &WorkerSettings, state: &Path) -> Result<castor_layerfs:
         (false, false) => Verification::Required,
     };
     config.prefetch = !stargz.no_prefetch;
+    config.background = !stargz.no_background_fetch;
     config.read_deadline = stargz.read_deadline.unwrap_or(config.read_deadline);
     Ok(config)
 }
@@ -174,10 +175,13 @@ fn registry_config(settings: &Settings) -> castor_registry::Config {
             .collect(),
         tls_config_dirs: registry.tlsconfigdir.clone(),
     };
+    let (stargz, default) = (&settings.worker.stargz, castor_registry::Config::default());
     castor_registry::Config {
         hosts: settings.registries.iter().map(|(name, registry)| (name.clone(), host(registry))).collect(),
         max_concurrency: settings.registry_concurrency,
-        ..castor_registry::Config::default()
+        max_attempts: stargz.max_retries.map_or(default.max_attempts, |retries| retries.saturating_add(1)),
+        backoff: stargz.min_wait.unwrap_or(default.backoff),
+        ..default
     }
 }
 

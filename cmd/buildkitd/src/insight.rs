@@ -15,12 +15,14 @@ use crate::assemble::Assembled;
 /// Asks the parts of the daemon.
 pub struct DaemonInsight {
     daemon: Arc<Daemon>,
+    /// Whether metrics tell of single layers.
+    layers: bool,
 }
 
 impl DaemonInsight {
-    /// Insight into what was assembled.
-    pub fn new(assembled: &Assembled) -> Arc<Self> {
-        Arc::new(Self { daemon: assembled.daemon.clone() })
+    /// Insight into what was assembled; metrics tell of single layers with `layers`.
+    pub fn new(assembled: &Assembled, layers: bool) -> Arc<Self> {
+        Arc::new(Self { daemon: assembled.daemon.clone(), layers })
     }
 }
 
@@ -78,7 +80,7 @@ impl Metrics {
         self.family(name, "gauge", help, [(String::new(), value as f64)]);
     }
 
-    fn layers(&mut self, layers: &[LayerUsage]) {
+    fn layers(&mut self, layers: &[LayerUsage], each: bool) {
         let count = |state: &dyn Fn(&LayerState) -> bool| {
             layers.iter().filter(|usage| usage.layer.open && state(&usage.layer.state)).count() as f64
         };
@@ -104,6 +106,9 @@ impl Metrics {
             "Bytes on disk that are kept of the layers' compressed form.",
             total(|layer| layer.compressed),
         );
+        if !each {
+            return;
+        }
         let open: Vec<&LayerReport> = layers.iter().map(|usage| &usage.layer).filter(|layer| layer.open).collect();
         let mut each = |name: &str, help: &str, value: fn(&LayerReport) -> f64| {
             let samples = open.iter().map(|layer| {
@@ -150,7 +155,7 @@ impl Insight for DaemonInsight {
             self.daemon.solver().executions(),
         );
         match self.daemon.store().layers().await {
-            Ok(layers) => metrics.layers(&layers),
+            Ok(layers) => metrics.layers(&layers, self.layers),
             Err(error) => tracing::warn!(%error, "list layers"),
         }
         let total = |value: u64| [(String::new(), value as f64)];

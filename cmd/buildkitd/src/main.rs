@@ -100,7 +100,7 @@ async fn run(settings: &Settings) -> Result<()> {
     let listeners = bind(settings)?;
     let serving = scope.child("serving");
     if let Some(address) = &settings.debug_address {
-        let insight = insight::DaemonInsight::new(&assembled);
+        let insight = insight::DaemonInsight::new(&assembled, !settings.worker.stargz.no_prometheus);
         let bound = castor_control::serve_debug(address, insight, &serving).await?;
         tracing::info!("debug address {bound}");
     }

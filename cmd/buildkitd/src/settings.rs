@@ -105,8 +105,16 @@ pub struct StargzSettings {
     pub disable_verification: bool,
     /// `noprefetch`: what a layer's maker put first is not fetched ahead.
     pub no_prefetch: bool,
+    /// `no_background_fetch`: the rest of a layer is not fetched, however much of it was used.
+    pub no_background_fetch: bool,
+    /// `no_prometheus`: metrics tell of no single layer.
+    pub no_prometheus: bool,
     /// `blob.fetching_timeout_sec`: the longest that a read of a lazy layer may wait.
     pub read_deadline: Option<Duration>,
+    /// `blob.max_retries`: how often a request to a registry is sent again.
+    pub max_retries: Option<u32>,
+    /// `blob.min_wait_msec`: the first pause between two attempts.
+    pub min_wait: Option<Duration>,
 }
 
 /// `--oci-worker-snapshotter`: castor has one store of layers; the name says whether images may be mounted lazily.
@@ -146,6 +154,9 @@ impl Settings {
         }
         let debug = flags.debug.unwrap_or(config.debug);
         let level = flags.log_level.clone().or_else(|| config.log.level.clone());
+        let level = if debug { "debug".to_owned() } else { level.unwrap_or_else(|| "info".into()) };
+        let layers_in_log =
+            config.worker.oci.stargz_snapshotter.get("debug").and_then(toml::Value::as_bool) == Some(true);
         let json = match flags.log_format.as_deref().or(config.log.format.as_deref()) {
             None | Some("" | "text") => false,
             Some("json") => true,
@@ -195,10 +206,7 @@ impl Settings {
             root: flags.root.clone().or(config.root.clone()).unwrap_or_else(|| "/var/lib/buildkit".into()),
             addresses,
             debug_address: flags.debugaddr.clone().or(config.grpc.debug_address.clone()),
-            log: LogSettings {
-                json,
-                level: if debug { "debug".into() } else { level.unwrap_or_else(|| "info".into()) },
-            },
+            log: LogSettings { json, level: level + if layers_in_log { ",castor_layerfs=debug" } else { "" } },
             tls: tls(&flags, &config)?,
             socket_owner: (config.grpc.uid.unwrap_or(0), group.or(config.grpc.gid).unwrap_or(0)),
             entitlements,
@@ -299,15 +307,28 @@ fn stargz(table: &toml::Table, warnings: &mut Vec<String>) -> Result<StargzSetti
             "allow_no_verification" => settings.allow_no_verification = flag()?,
             "disable_verification" => settings.disable_verification = flag()?,
             "noprefetch" => settings.no_prefetch = flag()?,
+            "no_background_fetch" => settings.no_background_fetch = flag()?,
+            "no_prometheus" => settings.no_prometheus = flag()?,
+            // Read where the log is set up.
+            "debug" => {
+                flag()?;
+            }
             "blob" => {
                 for (key, value) in value.as_table().context("[worker.oci.stargzSnapshotter] blob: want a table")? {
-                    if key == "fetching_timeout_sec" {
-                        let seconds = value.as_integer().and_then(|seconds| u64::try_from(seconds).ok());
-                        let seconds = seconds
-                            .context("[worker.oci.stargzSnapshotter.blob] fetching_timeout_sec: want seconds")?;
-                        settings.read_deadline = (seconds > 0).then(|| Duration::from_secs(seconds));
-                    } else {
-                        without_effect.push(format!("blob.{key}"));
+                    let number = || {
+                        let number = value.as_integer().and_then(|number| u32::try_from(number).ok());
+                        let wanted =
+                            || format!("[worker.oci.stargzSnapshotter.blob] {key}: want a number, not negative");
+                        number.with_context(wanted)
+                    };
+                    match key.as_str() {
+                        "fetching_timeout_sec" => {
+                            let seconds = u64::from(number()?);
+                            settings.read_deadline = (seconds > 0).then(|| Duration::from_secs(seconds));
+                        }
+                        "max_retries" => settings.max_retries = Some(number()?),
+                        "min_wait_msec" => settings.min_wait = Some(Duration::from_millis(number()?.into())),
+                        _ => without_effect.push(format!("blob.{key}")),
                     }
                 }
             }
@@ -345,9 +366,13 @@ mod tests {
         let table: toml::Table = r#"
             allow_no_verification = true
             noprefetch = true
+            no_background_fetch = true
+            debug = true
             max_concurrency = 4
             [blob]
             fetching_timeout_sec = 7
+            max_retries = 2
+            min_wait_msec = 30
             chunk_size = 50000
             [fuse]
             passthrough = true
@@ -358,15 +383,18 @@ mod tests {
         let settings = stargz(&table, &mut warnings).unwrap();
         let expected = StargzSettings {
             allow_no_verification: true,
-            disable_verification: false,
             no_prefetch: true,
+            no_background_fetch: true,
             read_deadline: Some(Duration::from_secs(7)),
+            max_retries: Some(2),
+            min_wait: Some(Duration::from_millis(30)),
+            ..StargzSettings::default()
         };
         assert_eq!(settings, expected);
         let named =
             "[worker.oci.stargzSnapshotter] has keys of no effect on castor: blob.chunk_size, fuse, max_concurrency";
         assert_eq!(warnings, [named]);
-        for wrong in ["disable_verification = 1", "blob = 3", "[blob]\nfetching_timeout_sec = -1"] {
+        for wrong in ["disable_verification = 1", "blob = 3", "[blob]\nfetching_timeout_sec = -1", "debug = \"x\""] {
             let error = stargz(&wrong.parse().unwrap(), &mut Vec::new()).unwrap_err();
             assert!(error.to_string().starts_with("[worker.oci.stargzSnapshotter"), "{error}");
         }
