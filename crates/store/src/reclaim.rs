@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use castor_content::{LABEL_GC_REF, Resource};
-use castor_layerfs::LayerId;
+use castor_layerfs::{LayerError, LayerId};
 use castor_oci::Digest;
 use castor_progress::Timestamp;
 
@@ -66,7 +66,7 @@ impl Run<'_> {
                 continue;
             }
             let blob = layer.layer.blob;
-            let freed = engine.drop_compressed(blob, !wanted.elsewhere(blob, layer)).await?;
+            let freed = engine.drop_compressed(blob, !wanted.elsewhere(blob, layer)).await;
             self.account(layer, freed, "compressed bytes of", &mut touched);
         }
         for layer in &idle {
@@ -76,7 +76,7 @@ impl Run<'_> {
             if layer.is_wanted() {
                 continue;
             }
-            let freed = engine.drop_data(layer.layer).await?;
+            let freed = engine.drop_data(layer.layer).await;
             self.account(layer, freed, "data of", &mut touched);
         }
         self.pruned.layers += touched.len();
@@ -96,8 +96,22 @@ impl Run<'_> {
         let _ = tokio::time::timeout(UNMOUNTING, unmounted).await;
     }
 
-    fn account(&mut self, layer: &Idle, freed: Option<u64>, what: &str, touched: &mut HashSet<LayerId>) {
-        let Some(bytes) = freed.filter(|bytes| *bytes > 0) else { return };
+    /// Takes note of what a layer gave; one that cannot give anything keeps no other from it.
+    fn account(
+        &mut self,
+        layer: &Idle,
+        freed: Result<Option<u64>, LayerError>,
+        what: &str,
+        touched: &mut HashSet<LayerId>,
+    ) {
+        let bytes = match freed {
+            Ok(Some(bytes @ 1..)) => bytes,
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(layer = %layer.layer, %error, "drop {what} a layer that nobody uses");
+                return;
+            }
+        };
         self.used = self.used.saturating_sub(bytes);
         self.pruned.bytes += bytes;
         touched.insert(layer.layer);
