@@ -15,6 +15,7 @@ mod members;
 mod openers;
 mod run;
 mod siblings;
+mod start;
 
 use std::fs::File;
 use std::ops::Range;
@@ -36,6 +37,7 @@ use ahead::Ahead;
 use members::{Flags, Members};
 pub(crate) use openers::Openers;
 use siblings::Siblings;
+use start::Start;
 
 /// Requests are cut at this size and run in parallel.
 const SPAN: u64 = 8 << 20;
@@ -112,6 +114,8 @@ struct Inner {
     used: Flags,
     /// Members that were fetched on a guess.
     guessed: Flags,
+    /// Looked for when a reader first misses something.
+    start: OnceLock<Start>,
     state: Mutex<State>,
     /// Rung whenever chunks arrive, for whoever keeps the presence file.
     arrived: Arc<Notify>,
@@ -175,6 +179,7 @@ impl Fetcher {
             openers: setup.openers,
             used: Flags::new(count),
             guessed: Flags::new(count),
+            start: OnceLock::new(),
             state: Mutex::new(State {
                 ahead: Ahead::new(setup.tree.payload_end()),
                 // As if it were under way already.

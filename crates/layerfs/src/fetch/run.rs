@@ -12,6 +12,7 @@ use futures::StreamExt as _;
 
 use super::ahead::Guess;
 use super::siblings::LARGEST_DIRECTORY;
+use super::start::Start;
 use super::{BULK, Flight, GAP, GAP_BESIDE, Inner, PREFETCH, SMALL, SPAN, State};
 use crate::source::{FetchError, Priority, RangeBody};
 
@@ -79,6 +80,7 @@ impl Inner {
             };
             if first {
                 beside.extend(self.siblings(state, group));
+                beside.extend(self.rest_of_start(state, member));
             }
             flights.push(flight);
         }
@@ -150,12 +152,32 @@ impl Inner {
             left -= bytes;
             members.extend(missing);
         }
-        for member in &members {
+        self.guess_along(state, &members);
+        members
+    }
+
+    /// What a process needs to start, if `member` is what is read before; it is on its way afterwards.
+    fn rest_of_start(&self, state: &mut State, member: u32) -> Vec<u32> {
+        let start = self.start.get_or_init(|| Start::of(&self.tree, &self.members));
+        if start.first != Some(member) {
+            return Vec::new();
+        }
+        let missing = |member: &u32| !state.flights.contains_key(member) && !self.is_here(*member);
+        let members: Vec<u32> = start.rest.iter().copied().filter(missing).collect();
+        if members.iter().map(|member| self.members.get(*member).size()).sum::<u64>() > PREFETCH {
+            return Vec::new();
+        }
+        self.guess_along(state, &members);
+        members
+    }
+
+    /// Notes that `members` are on their way on a guess that belongs to no run.
+    fn guess_along(&self, state: &mut State, members: &[u32]) {
+        for member in members {
             self.guessed.insert(*member);
             state.flights.insert(*member, Arc::default());
         }
         state.ahead.open(members.iter().map(|member| self.members.get(*member).size()).sum());
-        members
     }
 
     /// The members that a guess stands for; they are on their way afterwards.
