@@ -38,10 +38,11 @@ deny:
 fuzz:
 	$(CARGO) run -q -p castor-fuzz
 
-## bench: times through the relay; nothing in it is asserted by a test
+## bench: what far images cost: make bench [RUNS=5] [ONLY=word] [WRITE=docs] [BUILDCTL=… BUILDKITD=…]
 bench: setup
 	$(CARGO) build --release --workspace --bins
-	$(CARGO) run --release -q -p castor-integration --bin bench
+	$(CARGO) run --release -q -p castor-integration --bin bench -- --runs "$(RUNS)" --only "$(ONLY)" --write "$(WRITE)" \
+		--buildctl "$(BUILDCTL)" --buildkitd "$(BUILDKITD)"
 
 ## interop: castor beside the real programs: make interop BUILDCTL=… BUILDKITD=… [BUILDX=…]
 interop: setup

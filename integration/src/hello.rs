@@ -16,16 +16,8 @@ use crate::project::Project;
 /// What the compiled program prints.
 pub const GREETING: &str = "hello";
 
-/// Where a Go tool chain and all else of the base are found.
-const BASE_DOCKERFILE: &str = "\
-FROM scratch
-COPY . /
-ENV PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin GOTOOLCHAIN=local GO111MODULE=off HOME=/root
-WORKDIR /
-CMD [\"bash\"]
-";
-
-const PROGRAM: &str = "\
+/// The program that is compiled.
+pub const PROGRAM: &str = "\
 package main
 
 import \"fmt\"
@@ -62,11 +54,36 @@ fn cache_directory() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Variables of the base's environment.
+pub const VARIABLES: &[(&str, &str)] = &[
+    ("PATH", "/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("GOTOOLCHAIN", "local"),
+    ("GO111MODULE", "off"),
+    ("HOME", "/root"),
+];
+
 /// Builds the base image of `root` on `daemon` and pushes it, as one eStargz layer, to `reference`.
 pub fn push_base(daemon: &Daemon, root: &Path, workspace: &Path, reference: &str) -> Result<()> {
-    let dockerfile = Project::new(workspace.join("base-dockerfile"), BASE_DOCKERFILE)?;
-    let output =
-        format!("type=image,name={reference},push=true,compression=estargz,oci-mediatypes=true,force-compression=true");
+    push(daemon, root, workspace, reference, "COPY . /\n", "compression=estargz,force-compression=true")
+}
+
+/// The same tree in three eStargz layers: the system, what is shared, the tool chain.
+pub fn push_base_in_three(daemon: &Daemon, root: &Path, workspace: &Path, reference: &str) -> Result<()> {
+    let steps =
+        "COPY --exclude=usr/local --exclude=usr/share . /\nCOPY usr/share/ /usr/share/\nCOPY usr/local/ /usr/local/\n";
+    push(daemon, root, workspace, reference, steps, "compression=estargz,force-compression=true")
+}
+
+/// The same tree in one plain layer.
+pub fn push_base_as_gzip(daemon: &Daemon, root: &Path, workspace: &Path, reference: &str) -> Result<()> {
+    push(daemon, root, workspace, reference, "COPY . /\n", "compression=gzip,force-compression=true")
+}
+
+fn push(daemon: &Daemon, root: &Path, workspace: &Path, reference: &str, steps: &str, form: &str) -> Result<()> {
+    let variables: Vec<String> = VARIABLES.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let text = format!("FROM scratch\n{steps}ENV {}\nWORKDIR /\nCMD [\"bash\"]\n", variables.join(" "));
+    let dockerfile = Project::new(workspace.join("base-dockerfile"), &text)?;
+    let output = format!("type=image,name={reference},push=true,oci-mediatypes=true,{form}");
     Build::at(daemon, root, dockerfile.path()).output(output).run()?.success().context("build the base image")?;
     Ok(())
 }
