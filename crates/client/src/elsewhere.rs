@@ -88,8 +88,17 @@ impl Way {
             return Err(refused(format!("run {}: it has no pipes", self.program)));
         };
         let piped = Piped { io: tokio::io::join(stdout, stdin), _child: child };
-        channel_over(piped).await.map_err(|error| refused(format!("{}: {error}", self.program)))
+        channel_over(piped).await.map_err(|error| refused(format!("{}: {}", self.program, deepest(&error))))
     }
+}
+
+/// What an error comes down to: those of the transport say nothing themselves.
+fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
 }
 
 /// The program ends with the connection.
