@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use castor_content::{Blob, Resource};
 use castor_layerfs::{BlobOpener, FetchError, Layer, LayerSource, LayerState, Lazy, Priority, RangeBody, Reliance};
 use castor_oci::Digest;
@@ -479,7 +480,7 @@ pub(crate) async fn object(
     cx: &Cx,
 ) -> Result<Arc<Layer>, StoreError> {
     let opener: Arc<dyn BlobOpener> = match inner.config.content.open(&layer.descriptor.digest).await {
-        Ok(blob) => Arc::new(ContentOpener { blob }),
+        Ok(blob) => Arc::new(ContentOpener { blob, origin: inner.config.openers.opener(layer, cx) }),
         Err(castor_content::Error::NotFound(_)) => inner.config.openers.opener(layer, cx),
         Err(error) => return Err(StoreError::Content(error.to_string())),
     };
@@ -510,6 +511,8 @@ pub(crate) async fn object(
 /// Reads a blob that is here.
 struct ContentOpener {
     blob: Blob,
+    /// Where the rest of what is needed may be: a table of contents that lies apart.
+    origin: Arc<dyn BlobOpener>,
 }
 
 #[async_trait]
@@ -532,6 +535,10 @@ impl BlobOpener for ContentOpener {
 
     fn describe(&self) -> String {
         "the content store".to_owned()
+    }
+
+    async fn external_toc(&self) -> Result<Bytes, FetchError> {
+        self.origin.external_toc().await
     }
 }
 
