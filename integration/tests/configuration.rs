@@ -129,13 +129,15 @@ fn privileged_a_client_that_is_frozen_does_not_hold_up_a_daemons_end() {
 #[test]
 fn privileged_networks_that_are_not_there_are_named_at_the_start() {
     let scene = Scene::new().unwrap();
-    for mode in ["cni", "no-such-network"] {
+    let absent = scene.path("absent.json");
+    for (mode, named) in [("cni", absent.to_str().unwrap()), ("no-such-network", "network \"no-such-network\"")] {
         let flag = scene.daemon(&format!("flag-{mode}"), []).arg(format!("--oci-worker-net={mode}"));
-        let config = format!("[worker.oci]\nnetworkMode = \"{mode}\"");
+        let flag = flag.arg(format!("--oci-cni-config-path={}", absent.display()));
+        let config = format!("[worker.oci]\nnetworkMode = \"{mode}\"\ncniConfigPath = {absent:?}");
         let file = scene.daemon(&format!("file-{mode}"), []).config(&config);
         for options in [flag, file] {
             let error = options.start().unwrap_err().to_string();
-            assert!(error.contains(&format!("network {mode:?}")), "{error}");
+            assert!(error.contains(named), "{error}");
         }
     }
     let flags = Command::new(programs::ours("buildkitd").unwrap()).arg("--oci-worker-net").output().unwrap();

@@ -48,8 +48,17 @@ fn number_groups(definition: &mut pb::Definition) {
     }
 }
 
+/// A vertex that comes from no place has no entry in what castor sends: an encoder leaves the empty value of a map out, and
+/// clients in Go find a null pointer there.
+fn drop_empty_places(definition: &mut pb::Definition) {
+    let Some(source) = &mut definition.source else { return };
+    source.locations.retain(|_, places| !places.locations.is_empty());
+    source.infos.iter_mut().filter_map(|info| info.definition.as_mut()).for_each(drop_empty_places);
+}
+
 fn compare(got: &Definition, want: &str) -> Option<String> {
     let mut want = pb::Definition::decode(STANDARD.decode(want).unwrap().as_slice()).unwrap();
+    drop_empty_places(&mut want);
     let mut got = got.to_pb();
     for (index, (a, b)) in got.def.iter().zip(&want.def).enumerate() {
         if a != b {
