@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 /// The capabilities that castor's daemon has; exactly these are advertised.
 ///
 /// Left out because nothing implements them yet: image blobs as sources; bundles and signatures of git,
-/// signatures of http; CDI devices; the proxy network; content cache mounts; attestations; policies that the client judges;
-/// caches of clouds.
+/// signatures of http; CDI devices; the proxy network; content cache mounts; policies that the client judges; caches of
+/// clouds.
 pub const SUPPORTED: &[&str] = &[
     "constraints",
     "diffop",
@@ -30,6 +30,7 @@ pub const SUPPORTED: &[&str] = &[
     "exec.secretenv",
     "exec.validexitcode",
     "exporter.image.annotations",
+    "exporter.image.attestations",
     "exporter.multiple",
     "exporter.sourcedateepoch",
     "file.base",
@@ -93,7 +94,6 @@ const ABSENT: &[&str] = &[
     "exec.meta.network.proxy",
     "exec.meta.security.devices.v1",
     "exec.mount.cache.content",
-    "exporter.image.attestations",
     "exporter.session",
     "gc.freespacefilter",
     "source.buildop.llbfilename",

@@ -82,7 +82,8 @@ impl Capture {
             if first.says_something() {
                 let own = capture.request_of(asked, made);
                 let root = capture.request_of(first, made);
-                if root != own {
+                // One that says nothing beyond what is filtered out is none.
+                if root != own && root.request != Parameters::default() {
                     capture.request.root = Some(Box::new(root));
                 }
             }
