@@ -334,7 +334,11 @@ async fn forward(
     bridge.solve(forwarded).await.map_err(|error| {
         // One that knows its place comes from the other frontend.
         let placed = error.details.iter().any(|detail| detail.type_url == Source::TYPE_URL);
-        if placed || other.location.is_empty() { error } else { text.located(&error, std::slice::from_ref(&other.location)) }
+        if placed || other.location.is_empty() {
+            error
+        } else {
+            text.located(&error, std::slice::from_ref(&other.location))
+        }
     })
 }
 
