@@ -61,7 +61,19 @@ fn privileged_a_user_namespace_is_enough_for_mode_fuse() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if is_chrooted() {
+        // The kernel gives nobody in a chroot a namespace of users, root or not: no daemon is confined like this there.
+        assert!(errors.contains("Operation not permitted"), "{text}{errors}");
+        return;
+    }
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
+}
+
+fn is_chrooted() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let root = |path: &str| std::fs::metadata(path).map(|root| (root.dev(), root.ino())).unwrap();
+    root("/") != root("/proc/1/root")
 }
 
 /// Runs scenarios in every mode that serves lazy layers.
