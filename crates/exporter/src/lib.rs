@@ -10,8 +10,8 @@ mod files;
 mod image;
 mod options;
 mod push;
-mod tally;
 mod result;
+mod tally;
 
 use std::collections::BTreeMap;
 use std::fmt;

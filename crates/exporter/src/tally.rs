@@ -67,8 +67,8 @@ impl Drop for Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use castor_progress::{Event, Sink, Status};
     use castor_oci::Digest;
+    use castor_progress::{Event, Sink, Status};
     use std::sync::Arc;
 
     #[derive(Default)]
@@ -94,7 +94,10 @@ mod tests {
         tally.finish();
         let seen: Vec<(i64, i64, bool)> =
             sink.0.lock().iter().map(|status| (status.current, status.total, status.completed.is_some())).collect();
-        assert_eq!(seen, [(0, 0, false), (30, 100, false), (35, 100, false), (45, 100, false), (0, 0, false), (0, 0, true)]);
+        assert_eq!(
+            seen,
+            [(0, 0, false), (30, 100, false), (35, 100, false), (45, 100, false), (0, 0, false), (0, 0, true)]
+        );
     }
 
     #[test]
