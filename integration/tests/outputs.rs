@@ -148,7 +148,7 @@ fn privileged_an_image_with_cut_times_is_the_one_that_buildkit_makes() {
     };
     let plain = "compression=uncompressed,force-compression=true";
     let first = built("1", plain);
-    let line = "rewriting layers with source-date-epoch 1700000000 (2023-11-14 22:13:20 +0000 UTC) done";
+    let line = "rewriting layers with source-date-epoch 1700000000 (2023-11-14 22:13:20 +0000 UTC)";
     assert!(first.stderr.contains(line), "{}", first.stderr);
     // The digests are those of BuildKit's image of the same (golden case exporter/image-push).
     let layer = "sha256:b01d04ee7ea416e79c188168c7841d443fc516658bb43e1dd569cb9a9fbbc778";
@@ -197,11 +197,8 @@ fn privileged_what_is_not_here_yet_is_refused_by_name() {
     let project = scene.project("project", "FROM scratch\nCOPY Dockerfile /\n").unwrap();
     let build = Build::new(&daemon, &project);
     let refused = [
-        (build.clone().output("type=image,name=localhost:1/x,rewrite-timestamp=true"), "rewrite-timestamp"),
         (build.clone().output("type=made-up"), "made-up"),
-        (build.clone().opt("source", "example.com/frontend").arg("--frontend=gateway.v0"), "gateway.v0"),
         (build.clone().opt("attest:sbom", ""), "sbom"),
-        (build.clone().arg("--export-cache").arg("type=local,dest=x"), "cache"),
     ];
     for (build, name) in refused {
         let error = build.run().unwrap().failure().unwrap();
