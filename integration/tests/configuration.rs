@@ -130,7 +130,7 @@ fn privileged_a_client_that_is_frozen_does_not_hold_up_a_daemons_end() {
 fn privileged_networks_that_are_not_there_are_named_at_the_start() {
     let scene = Scene::new().unwrap();
     let absent = scene.path("absent.json");
-    for (mode, named) in [("cni", absent.to_str().unwrap()), ("no-such-network", "network \"no-such-network\"")] {
+    for (mode, named) in [("cni", absent.to_str().unwrap()), ("no-such-network", "\"no-such-network\"")] {
         let flag = scene.daemon(&format!("flag-{mode}"), []).arg(format!("--oci-worker-net={mode}"));
         let flag = flag.arg(format!("--oci-cni-config-path={}", absent.display()));
         let config = format!("[worker.oci]\nnetworkMode = \"{mode}\"\ncniConfigPath = {absent:?}");
