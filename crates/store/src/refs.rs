@@ -480,7 +480,10 @@ pub(crate) async fn object(
     cx: &Cx,
 ) -> Result<Arc<Layer>, StoreError> {
     let opener: Arc<dyn BlobOpener> = match inner.config.content.open(&layer.descriptor.digest).await {
-        Ok(blob) => Arc::new(ContentOpener { blob, origin: inner.config.openers.opener(layer, cx) }),
+        Ok(blob) => {
+            let origin = (!layer.origins.is_empty()).then(|| inner.config.openers.opener(layer, cx));
+            Arc::new(ContentOpener { blob, origin })
+        }
         Err(castor_content::Error::NotFound(_)) => inner.config.openers.opener(layer, cx),
         Err(error) => return Err(StoreError::Content(error.to_string())),
     };
@@ -511,8 +514,8 @@ pub(crate) async fn object(
 /// Reads a blob that is here.
 struct ContentOpener {
     blob: Blob,
-    /// Where the rest of what is needed may be: a table of contents that lies apart.
-    origin: Arc<dyn BlobOpener>,
+    /// Where the rest of what is needed may be: a table of contents that lies apart. None for a layer that was made here.
+    origin: Option<Arc<dyn BlobOpener>>,
 }
 
 #[async_trait]
@@ -538,7 +541,10 @@ impl BlobOpener for ContentOpener {
     }
 
     async fn external_toc(&self) -> Result<Bytes, FetchError> {
-        self.origin.external_toc().await
+        match &self.origin {
+            Some(origin) => origin.external_toc().await,
+            None => Err(FetchError::new("the layer has no origin")),
+        }
     }
 }
 
