@@ -1,6 +1,8 @@
 # castor's commands. `make demo` and `make test` are the two a newcomer needs; each does all its own set-up.
 
 CARGO ?= cargo
+# What was built is run as it is: for one package alone cargo would choose other features, and build much of it anew.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEBIAN_PACKAGES := runc docker-registry busybox-static git ca-certificates gcc libc6-dev python3-pip unzip
 
 .PHONY: deb image demo test check fmt clippy layers docs deny fuzz bench interop setup regenerate
@@ -8,7 +10,7 @@ DEBIAN_PACKAGES := runc docker-registry busybox-static git ca-certificates gcc l
 ## demo: compile a Go program on an eStargz base image of which only a part is ever fetched
 demo: setup
 	$(CARGO) build --release -p castor-buildkitd -p castor-buildctl -p castor-integration --bins
-	$(CARGO) run --release -q -p castor-integration --bin demo
+	$(TARGET)/release/demo
 
 ## test: unit, property and integration tests; needs root (mounts, containers)
 test: setup
@@ -41,13 +43,13 @@ fuzz:
 ## bench: what far images cost: make bench [RUNS=5] [ONLY=word] [WRITE=docs] [BUILDCTL=… BUILDKITD=…]
 bench: setup
 	$(CARGO) build --release --workspace --bins
-	$(CARGO) run --release -q -p castor-integration --bin bench -- --runs "$(RUNS)" --only "$(ONLY)" --write "$(WRITE)" \
+	$(TARGET)/release/bench --runs "$(RUNS)" --only "$(ONLY)" --write "$(WRITE)" \
 		--buildctl "$(BUILDCTL)" --buildkitd "$(BUILDKITD)"
 
 ## interop: castor beside the real programs: make interop BUILDCTL=… BUILDKITD=… [BUILDX=…]
 interop: setup
 	$(CARGO) build --workspace --bins
-	$(CARGO) run -q -p castor-integration --bin interop -- --buildctl "$(BUILDCTL)" --buildkitd "$(BUILDKITD)" --buildx "$(BUILDX)"
+	$(TARGET)/debug/interop --buildctl "$(BUILDCTL)" --buildkitd "$(BUILDKITD)" --buildx "$(BUILDX)"
 
 ## deb: a Debian package in target/deb, with the units for systemd
 deb:

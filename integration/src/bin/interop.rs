@@ -265,7 +265,9 @@ impl Interop {
         let facts = hello::facts(self.registry.host(), "go-base", "1")?;
         let relay = self.runtime.block_on(Relay::start(self.registry.addr(), RelayOptions::default()));
         let host = relay.host();
-        let daemon = self.options("real-stargz", &host).program(&self.buildkitd).arg(STARGZ).start()?;
+        // It fetches all the rest as soon as a step has read nothing for a few seconds, which compiling does.
+        let options = self.options("real-stargz", &host).program(&self.buildkitd).arg(STARGZ);
+        let daemon = options.config("[worker.oci.stargzSnapshotter]\nno_background_fetch = true").start()?;
         let project = hello::project(&self.path("hello-lazy"), &format!("{host}/go-base:1"))?;
         let out = self.path("out-lazy");
         Build::new(&daemon, &project).client(&self.buildctl).local_output(&out).run()?.success()?;
