@@ -121,11 +121,11 @@ impl Inner {
         }
         let mut members: Vec<u32> = (start..start + count).map(|chunk| self.members.of_chunk(chunk)).collect();
         members.dedup();
-        members.retain(|member| !state.flights.contains_key(member) && !self.is_here(*member));
+        members.retain(|member| self.is_missing(state, *member));
         for member in &members {
             state.flights.insert(*member, Arc::default());
         }
-        state.ahead.wanted(members.iter().map(|member| self.members.get(*member).size()).sum());
+        state.ahead.wanted(self.size_of(&members));
         members
     }
 
@@ -139,20 +139,25 @@ impl Inner {
         let Some(window) = state.siblings.entered(group, collection) else { return Vec::new() };
         let mut left = window.min(state.ahead.allowance(false));
         let mut members = Vec::new();
+        // Looking for them takes time; with nothing to spend it would be for nothing.
+        if left == 0 {
+            return members;
+        }
         for directory in self.members.below(&self.tree, collection, SMALL) {
             if directory.bytes() > LARGEST_DIRECTORY {
                 break;
             }
-            let missing = |member: &u32| !state.flights.contains_key(member) && !self.is_here(*member);
-            let missing: Vec<u32> = directory.members.iter().copied().filter(missing).collect();
-            let bytes: u64 = missing.iter().map(|member| self.members.get(*member).size()).sum();
+            let missing: Vec<u32> =
+                directory.members.into_iter().filter(|member| self.is_missing(state, *member)).collect();
+            let bytes = self.size_of(&missing);
             if bytes > left {
                 break;
             }
             left -= bytes;
             members.extend(missing);
         }
-        self.guess_along(state, &members);
+        self.mark_guessed(state, &members);
+        state.ahead.open(self.size_of(&members));
         members
     }
 
@@ -162,22 +167,31 @@ impl Inner {
         if start.first != Some(member) {
             return Vec::new();
         }
-        let missing = |member: &u32| !state.flights.contains_key(member) && !self.is_here(*member);
-        let members: Vec<u32> = start.rest.iter().copied().filter(missing).collect();
-        if members.iter().map(|member| self.members.get(*member).size()).sum::<u64>() > PREFETCH {
+        let members: Vec<u32> = start.rest.iter().copied().filter(|member| self.is_missing(state, *member)).collect();
+        let bytes = self.size_of(&members);
+        if bytes > PREFETCH {
             return Vec::new();
         }
-        self.guess_along(state, &members);
+        self.mark_guessed(state, &members);
+        state.ahead.open(bytes);
         members
     }
 
-    /// Notes that `members` are on their way on a guess that belongs to no run.
-    fn guess_along(&self, state: &mut State, members: &[u32]) {
+    /// Whether a member is neither here nor on its way.
+    fn is_missing(&self, state: &State, member: u32) -> bool {
+        !state.flights.contains_key(&member) && !self.is_here(member)
+    }
+
+    fn size_of(&self, members: &[u32]) -> u64 {
+        members.iter().map(|member| self.members.get(*member).size()).sum()
+    }
+
+    /// Notes that `members` are on their way on a guess.
+    fn mark_guessed(&self, state: &mut State, members: &[u32]) {
         for member in members {
             self.guessed.insert(*member);
             state.flights.insert(*member, Arc::default());
         }
-        state.ahead.open(members.iter().map(|member| self.members.get(*member).size()).sum());
     }
 
     /// The members that a guess stands for; they are on their way afterwards.
@@ -200,7 +214,7 @@ impl Inner {
             let inside = guess.cross || self.members.group(end) == group;
             // A big member of another file is no neighbour: it is worth a request of its own.
             let inside = inside && (size < SMALL && !alone || self.inode_of(end) == self.inode_of(cause));
-            if inside && !state.flights.contains_key(&end) && !self.is_here(end) {
+            if inside && self.is_missing(state, end) {
                 if bytes + size > window {
                     break;
                 }
@@ -212,10 +226,7 @@ impl Inner {
         }
         // The run ends behind the last that was guessed, not behind what was passed over.
         let end = members.last().map_or(guess.from, |last| last + 1);
-        for member in &members {
-            self.guessed.insert(*member);
-            state.flights.insert(*member, Arc::default());
-        }
+        self.mark_guessed(state, &members);
         state.ahead.guessed(guess.from, end, members.len() as u32, bytes);
         members
     }
@@ -255,9 +266,10 @@ impl Inner {
     pub(super) fn hit(self: &Arc<Self>, member: u32) {
         let mut state = self.state.lock();
         let guess = state.ahead.hit(member, self.members.get(member).size(), self.members.group(member));
-        let mut members = guess.map(|guess| self.guess(&mut state, member, guess)).unwrap_or_default();
-        members.extend(self.siblings(&mut state, self.members.group(member)));
-        let spans = self.spans(&state, members, GAP, Priority::Ahead);
+        let members = guess.map(|guess| self.guess(&mut state, member, guess)).unwrap_or_default();
+        let beside = self.siblings(&mut state, self.members.group(member));
+        let mut spans = self.spans(&state, members, GAP, Priority::Ahead);
+        spans.extend(self.spans(&state, beside, GAP_BESIDE, Priority::Ahead));
         if self.is_third(&state) {
             self.start_bulk(&mut state);
         }
@@ -288,7 +300,7 @@ impl Inner {
         let mut state = self.state.lock();
         let mut members = Vec::new();
         for member in self.members.within(&(0..end)) {
-            if !state.flights.contains_key(&member) && !self.is_here(member) {
+            if self.is_missing(&state, member) {
                 state.flights.insert(member, Arc::default());
                 members.push(member);
             }
@@ -340,7 +352,7 @@ impl Inner {
         let (mut members, mut flights, mut bytes) = (Vec::new(), Vec::new(), 0);
         let mut at = cursor.load(Ordering::Relaxed);
         while at < self.members.len() {
-            if !state.flights.contains_key(&at) && !self.is_here(at) {
+            if self.is_missing(&state, at) {
                 let size = self.members.get(at).size();
                 if !members.is_empty() && bytes + size > SPAN {
                     break;

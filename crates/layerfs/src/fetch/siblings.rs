@@ -13,8 +13,9 @@ const ENTERED: [usize; 2] = [2, 6];
 const WINDOW: [u64; 2] = [1 << 20, 2 << 20];
 /// Directories with more than this are left out: they are worth a request of their own.
 pub(super) const LARGEST_DIRECTORY: u64 = 320 << 10;
-/// Collections that are remembered; a reader of more goes through all there is.
-const COLLECTIONS: usize = 1024;
+/// Collections that are remembered: a guess in each looks at all members of the layer, and a reader of more of them goes
+/// through all there is.
+const COLLECTIONS: usize = 64;
 
 /// Which directories were entered, by collection.
 #[derive(Debug, Default)]
