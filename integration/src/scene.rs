@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use castor_testkit::{File, Form, Image, ImageBuilder, Registry, Relay, RelayOptions};
+use castor_oci::{Descriptor, Digest, ImageConfig, Manifest, media_type};
+use castor_testkit::{File, Form, Image, ImageBuilder, Layer, Registry, Relay, RelayOptions};
 
 use crate::daemon::Options;
 use crate::programs;
@@ -243,6 +244,19 @@ pub fn base(form: Form, more: &[File]) -> Result<Image> {
         image = image.layer(more, form);
     }
     Ok(image.build())
+}
+
+/// An image of two layers which claims that they have `diff_ids`.
+pub fn claiming(second: Layer, first: &Layer, diff_ids: &[Digest]) -> Result<Image> {
+    let mut image = ImageBuilder::new().env("PATH=/bin").with(first.clone()).with(second).build();
+    let mut config: ImageConfig = serde_json::from_slice(&image.config)?;
+    config.rootfs.diff_ids = diff_ids.to_vec();
+    let config = serde_json::to_vec(&config)?;
+    let mut manifest: Manifest = serde_json::from_slice(&image.manifest)?;
+    manifest.config = Descriptor::new(media_type::OCI_CONFIG, Digest::of(&config), config.len().try_into()?);
+    image.config = config.into();
+    image.manifest = serde_json::to_vec(&manifest)?.into();
+    Ok(image)
 }
 
 /// Bytes of layers of `image` that `registry` has sent since its log was cleared.

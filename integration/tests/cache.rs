@@ -4,9 +4,8 @@
 
 use castor_integration::build::Build;
 use castor_integration::project::Project;
-use castor_integration::scene::{STARGZ, Scene, base, layer_bytes, noise};
-use castor_oci::{Digest, ImageConfig};
-use castor_testkit::{File, Form, Image, ImageBuilder, Layer, RealRegistry};
+use castor_integration::scene::{STARGZ, Scene, base, claiming, layer_bytes, noise};
+use castor_testkit::{File, Form, Layer, RealRegistry};
 
 /// What plain progress says of the context that was transferred; the first to be so is `.dockerignore`.
 fn transferred(stderr: &str) -> u64 {
@@ -189,23 +188,6 @@ fn privileged_no_cache_runs_again_and_prune_forgets() {
     daemon.stop().unwrap();
 }
 
-/// An image whose second layer says `says` and which claims that its layers have `diff_ids`.
-fn claiming(second: Layer, first: &Layer, diff_ids: &[Digest]) -> Image {
-    let mut image = ImageBuilder::new().env("PATH=/bin").with(first.clone()).with(second).build();
-    let mut config: ImageConfig = serde_json::from_slice(&image.config).unwrap();
-    config.rootfs.diff_ids = diff_ids.to_vec();
-    let config = serde_json::to_vec(&config).unwrap();
-    let mut manifest: castor_oci::Manifest = serde_json::from_slice(&image.manifest).unwrap();
-    manifest.config = castor_oci::Descriptor::new(
-        castor_oci::media_type::OCI_CONFIG,
-        Digest::of(&config),
-        u64::try_from(config.len()).unwrap(),
-    );
-    image.config = config.into();
-    image.manifest = serde_json::to_vec(&manifest).unwrap().into();
-    image
-}
-
 /// The step's output on the image `reference`, and its progress.
 fn answer(scene: &Scene, daemon: &castor_integration::daemon::Daemon, name: &str, reference: &str) -> (String, String) {
     let dockerfile =
@@ -226,8 +208,8 @@ fn privileged_a_claimed_diff_id_gives_nobody_anothers_result() {
     let honest = Layer::new(&[File::new("secret", "honest"), padding.clone()], Form::Estargz);
     let hostile = Layer::new(&[File::new("secret", "hostile"), padding], Form::Estargz);
     let diff_ids = [first.diff_id, honest.diff_id];
-    let claimer = claiming(hostile, &first, &diff_ids).put(&registry, "hostile:1").to_string();
-    let owner = claiming(honest, &first, &diff_ids).put(&registry, "honest:1").to_string();
+    let claimer = claiming(hostile, &first, &diff_ids).unwrap().put(&registry, "hostile:1").to_string();
+    let owner = claiming(honest, &first, &diff_ids).unwrap().put(&registry, "honest:1").to_string();
 
     // The hostile one first, while it is lazy and nobody has checked it; then over a restart.
     let options = scene.daemon("daemon", [registry.host().as_str()]).arg(STARGZ);

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use castor_integration::build::Build;
-use castor_integration::scene::{STARGZ, Scene, base, busybox, noise};
-use castor_oci::{Descriptor, Digest, ImageConfig, Manifest, media_type};
-use castor_testkit::{File, Form, Image, ImageBuilder, Layer};
+use castor_integration::scene::{STARGZ, Scene, base, busybox, claiming, noise};
+use castor_oci::Manifest;
+use castor_testkit::{File, Form, Layer};
 
 /// Whether the step whose name contains `part` came from a cache, according to plain progress.
 fn is_cached(stderr: &str, part: &str) -> bool {
@@ -118,20 +118,6 @@ fn privileged_what_cannot_be_imported_is_told_and_gone_on_without() {
     daemon.stop().unwrap();
 }
 
-/// An image whose second layer holds `second` and which claims that its layers have `diff_ids`.
-fn claiming(second: Layer, first: &Layer, diff_ids: &[Digest]) -> Image {
-    let mut image = ImageBuilder::new().env("PATH=/bin").with(first.clone()).with(second).build();
-    let mut config: ImageConfig = serde_json::from_slice(&image.config).unwrap();
-    config.rootfs.diff_ids = diff_ids.to_vec();
-    let config = serde_json::to_vec(&config).unwrap();
-    let mut manifest: Manifest = serde_json::from_slice(&image.manifest).unwrap();
-    let size = u64::try_from(config.len()).unwrap();
-    manifest.config = Descriptor::new(media_type::OCI_CONFIG, Digest::of(&config), size);
-    image.config = config.into();
-    image.manifest = serde_json::to_vec(&manifest).unwrap().into();
-    image
-}
-
 #[test]
 fn privileged_what_was_made_on_unverified_layers_is_exported_for_the_same_bytes_only() {
     let scene = Scene::new().unwrap();
@@ -142,8 +128,8 @@ fn privileged_what_was_made_on_unverified_layers_is_exported_for_the_same_bytes_
     let honest = Layer::new(&[File::new("secret", "honest"), padding.clone()], Form::Estargz);
     let hostile = Layer::new(&[File::new("secret", "hostile"), padding], Form::Estargz);
     let diff_ids = [first.diff_id, honest.diff_id];
-    let claimer = claiming(hostile, &first, &diff_ids).put(&registry, "hostile:1").to_string();
-    let owner = claiming(honest, &first, &diff_ids).put(&registry, "honest:1").to_string();
+    let claimer = claiming(hostile, &first, &diff_ids).unwrap().put(&registry, "hostile:1").to_string();
+    let owner = claiming(honest, &first, &diff_ids).unwrap().put(&registry, "honest:1").to_string();
     let cache = format!("type=registry,ref={host}/cache:1");
     let project = |name: &str, image: &str| {
         let steps =

@@ -38,14 +38,7 @@ pub(crate) async fn compare(
     compression: Compression,
     lease: Option<String>,
 ) -> Result<Variant, BlobError> {
-    // The semaphore is never closed.
-    let _making = MAKING.acquire().await.ok();
-    let writer = content.writer().await?;
-    let (reader, pipe) = io::pipe()?;
-    // The two ends run on pools of their own: the one that makes the tar may wait for a registry.
-    let compressing =
-        castor_task::blocking(move || compress(BufReader::with_capacity(BUFFER, reader), writer, compression));
-    let making = async {
+    let made = |pipe: io::PipeWriter| async move {
         let mut out: Box<dyn Write + Send> = Box::new(io::BufWriter::with_capacity(BUFFER, pipe));
         if let Some(upper) = &upper {
             out = differ.diff(lower.as_ref(), upper, out).await?.0;
@@ -53,13 +46,31 @@ pub(crate) async fn compare(
             out.write_all(&[0; 1024])?;
         }
         out.flush()?;
-        drop(out);
-        Ok::<_, BlobError>(())
+        Ok(())
     };
-    let (made, written) = tokio::join!(making, compressing);
+    name(piped(content, compression, made).await?, compression, lease).await
+}
+
+/// Compresses the tar that `make` writes into a pipe, as it is made.
+async fn piped<F>(
+    content: &Arc<dyn ContentStore>,
+    compression: Compression,
+    make: impl FnOnce(io::PipeWriter) -> F,
+) -> Result<Written, BlobError>
+where
+    F: Future<Output = Result<(), BlobError>>,
+{
+    // The semaphore is never closed.
+    let _making = MAKING.acquire().await.ok();
+    let writer = content.writer().await?;
+    let (reader, pipe) = io::pipe()?;
+    // The two ends run on pools of their own: the one that makes the tar may wait for a registry.
+    let compressing =
+        castor_task::blocking(move || compress(BufReader::with_capacity(BUFFER, reader), writer, compression));
+    let (made, written) = tokio::join!(make(pipe), compressing);
     // The maker's error first: what the other says of a pipe that broke is a consequence.
     made?;
-    name(written?, compression, lease).await
+    written
 }
 
 /// `blob` in another form, held by `lease`.
@@ -87,21 +98,15 @@ pub(crate) async fn rewrite(
     epoch: i64,
     lease: Option<String>,
 ) -> Result<Variant, BlobError> {
-    // The semaphore is never closed.
-    let _making = MAKING.acquire().await.ok();
-    let writer = content.writer().await?;
-    let (reader, pipe) = io::pipe()?;
-    let compressing =
-        castor_task::blocking(move || compress(BufReader::with_capacity(BUFFER, reader), writer, compression));
-    let making = castor_task::reading(move || {
-        let layer = blob.digest();
-        let failed = |source| BlobError::Decompress { layer, source };
-        let tar = plain_tar(&blob).map_err(failed)?;
-        cut_times(tar, epoch, io::BufWriter::with_capacity(BUFFER, pipe)).map_err(failed)
-    });
-    let (made, written) = tokio::join!(making, compressing);
-    made?;
-    name(written?, compression, lease).await
+    let cut = |pipe: io::PipeWriter| {
+        castor_task::reading(move || {
+            let layer = blob.digest();
+            let failed = |source| BlobError::Decompress { layer, source };
+            let tar = plain_tar(&blob).map_err(failed)?;
+            cut_times(tar, epoch, io::BufWriter::with_capacity(BUFFER, pipe)).map_err(failed)
+        })
+    };
+    name(piped(content, compression, cut).await?, compression, lease).await
 }
 
 /// Copies a tar, with `epoch` for every later time.
