@@ -51,10 +51,11 @@ async fn privileged_a_layer_in_use_gives_nothing_and_an_idle_one_is_lazy_again()
     assert_eq!(read(&tree, &name(39)).await.unwrap(), contents[39]);
     drop(tree);
 
-    // The compressed bytes first: what was inflated of them stays.
+    // The compressed bytes first: what was inflated of them stays. Until then somebody may still be reading ahead.
     let kept = bench.engine.partial(digest).await.unwrap();
     assert!(kept >= 40 * 40_000, "{kept}");
-    assert_eq!(bench.engine.drop_compressed(digest, true).await.unwrap(), Some(kept));
+    let freed = bench.engine.drop_compressed(digest, true).await.unwrap().unwrap();
+    assert!(freed >= kept, "{freed} of {kept}");
     assert_eq!(bench.engine.partial(digest).await.unwrap(), 0);
     source.faults.lock().down = true;
     let tree = bench.engine.image_tree(&[id]).await.unwrap();
