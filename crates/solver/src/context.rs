@@ -110,6 +110,11 @@ impl Cx {
         Self { token, ..self.clone() }
     }
 
+    /// The same context, but what is reported goes elsewhere.
+    pub(crate) fn with_reporter(&self, reporter: Reporter) -> Self {
+        Self { reporter, ..self.clone() }
+    }
+
     /// Cancelled when nobody wants the work any more. The work then ends soon, by itself.
     pub fn token(&self) -> &CancellationToken {
         &self.token

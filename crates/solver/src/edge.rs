@@ -424,8 +424,7 @@ impl<R: Clone + Send + Sync + 'static> Solving<R> {
             });
             match work.await {
                 Ok(Yield::Loaded(Some(result))) => {
-                    state.started();
-                    state.completed(true, None);
+                    state.loaded();
                     if !hit.key.own {
                         self.become_claimed(&hit);
                     }

@@ -176,8 +176,15 @@ pub trait ContentKey<R>: Send + Sync {
 /// Makes an input ready for use.
 #[async_trait]
 pub trait Prepare<R>: Send + Sync {
-    /// Whether there is anything to do for `input`. Only then is the vertex that made it shown as running again.
+    /// Whether there is anything to do for `input`.
     async fn needed(&self, input: &R) -> bool;
+
+    /// Whether the work waits for others' work. The vertex that made the input is shown as running again then; otherwise
+    /// that happens with the first that the work reports, and never if it has nothing to report.
+    async fn waits(&self, input: &R) -> bool {
+        let _ = input;
+        false
+    }
 
     /// Makes `input` ready. `cx` reports to the vertex that made the input, not to the one that uses it. Called once
     /// per input, not once per user.

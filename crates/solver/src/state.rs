@@ -1,8 +1,8 @@
 //! A vertex that somebody wants.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use castor_oci::Digest;
 use castor_progress::{Event, Reporter, Sink, Timestamp, Vertex as Shown};
@@ -307,13 +307,23 @@ impl<R: Clone + Send + Sync + 'static> VertexState<R> {
             return Ok(());
         }
         if prepare.needed(result).await {
-            self.started();
+            let shown = Arc::new(ShownWhenBusy { state: Arc::downgrade(self), phase: Mutex::new(Phase::Quiet) });
+            if prepare.waits(result).await {
+                shown.show();
+            }
+            let reporter = Reporter::new(self.vertex.digest, shown.clone());
             let done = self.work(Work::Prepare(output), Stage::Prepare(output), |cx| {
                 let (prepare, result) = (prepare.clone(), result.clone());
+                let cx = cx.with_reporter(reporter.clone());
                 async move { prepare.prepare(&cx, &result).await.map(|()| Yield::Prepared) }
             });
             let done = done.await;
-            self.completed(false, done.as_ref().err());
+            if done.is_err() {
+                shown.show();
+            }
+            if shown.end() {
+                self.completed(false, done.as_ref().err());
+            }
             done?;
         }
         self.prepared.lock().insert(output, ());
@@ -322,10 +332,20 @@ impl<R: Clone + Send + Sync + 'static> VertexState<R> {
 
     /// Reports that the vertex starts (again).
     pub(crate) fn started(&self) {
+        self.starts(false);
+    }
+
+    /// Reports that the vertex came from the cache.
+    pub(crate) fn loaded(&self) {
+        self.starts(true);
+        self.completed(true, None);
+    }
+
+    fn starts(&self, cached: bool) {
         self.show(|shown| {
             shown.started = Some(Timestamp::now());
             shown.completed = None;
-            shown.cached = false;
+            shown.cached = cached;
             shown.error.clear();
         });
     }
@@ -367,6 +387,49 @@ impl<R: Clone + Send + Sync + 'static> VertexState<R> {
         let execution = self.execution.lock().clone();
         if let Some(execution) = execution {
             execution.ended_if_abandoned().await;
+        }
+    }
+}
+
+/// The sink of work on a vertex that has completed, and perhaps came from the cache: it is shown as running again only
+/// if there is something to see.
+struct ShownWhenBusy<R> {
+    /// Whoever was told of the sink may keep it for long.
+    state: Weak<VertexState<R>>,
+    phase: Mutex<Phase>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Quiet,
+    Shown,
+    Over,
+}
+
+impl<R: Clone + Send + Sync + 'static> ShownWhenBusy<R> {
+    /// Shows the vertex as running.
+    fn show(&self) {
+        // Held while the event is sent: what is reported comes after it.
+        let mut phase = self.phase.lock();
+        if *phase == Phase::Quiet {
+            *phase = Phase::Shown;
+            if let Some(state) = self.state.upgrade() {
+                state.started();
+            }
+        }
+    }
+
+    /// The work has ended; whether the vertex is shown as running.
+    fn end(&self) -> bool {
+        std::mem::replace(&mut *self.phase.lock(), Phase::Over) == Phase::Shown
+    }
+}
+
+impl<R: Clone + Send + Sync + 'static> Sink for ShownWhenBusy<R> {
+    fn send(&self, event: Event) {
+        self.show();
+        if let Some(state) = self.state.upgrade() {
+            state.recorder.send(event);
         }
     }
 }

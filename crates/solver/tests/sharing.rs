@@ -6,7 +6,8 @@ mod fake;
 
 use std::time::Duration;
 
-use fake::{Gate, World, build, graph};
+use castor_progress::Event;
+use fake::{Gate, Preparing, World, build, graph};
 
 #[tokio::test]
 async fn a_diamond_runs_everything_once() {
@@ -284,6 +285,39 @@ async fn inputs_that_were_not_needed_are_reported_as_cached() {
     // A source shows that it was resolved.
     let a = seen.vertex("a").unwrap();
     assert!(a.completed.is_some());
+}
+
+#[tokio::test]
+async fn what_came_from_the_cache_says_so_unless_it_is_seen_to_be_made_ready() {
+    let quiet = Preparing::default();
+    let cases = [
+        (quiet, true, ""),
+        (Preparing { reports: true, ..quiet }, false, ""),
+        (Preparing { waits: true, ..quiet }, false, ""),
+        (Preparing { fails: true, ..quiet }, false, "it is gone"),
+    ];
+    for (preparing, cached, error) in cases {
+        let world = World::new();
+        let source = world.op("source");
+        let below = world.op("below").on(&[&source]);
+        world.build(&[&source, &below]).await.unwrap();
+        let above = world.op("above").on(&[&below]).preparing(preparing);
+        let (job, seen) = world.job();
+        assert_eq!(build(&job, &[&source, &below, &above]).await.is_ok(), error.is_empty(), "{preparing:?}");
+        job.close().await;
+        let last = seen.vertex("below").unwrap();
+        assert_eq!((last.cached, last.error.as_str()), (cached, error), "{preparing:?}");
+        assert!(last.completed.is_some());
+        if preparing.reports {
+            let events = seen.0.lock();
+            let place = events.iter().position(|event| matches!(event, Event::Status(_))).unwrap();
+            let before = events[..place].iter().rev().find_map(|event| match event {
+                Event::Vertex(vertex) if vertex.name == "below" => Some(vertex),
+                _ => None,
+            });
+            assert!(before.is_some_and(|vertex| vertex.started.is_some() && vertex.completed.is_none()));
+        }
+    }
 }
 
 #[tokio::test]

@@ -191,6 +191,12 @@ impl ImmutableRef {
         !layers.iter().all(|(_, layer)| layer.as_ref().is_some_and(|layer| layer.state() == LayerState::Complete))
     }
 
+    /// Whether any of its layers is on its way here because it is needed as a whole.
+    pub async fn is_being_fetched(&self) -> bool {
+        let eager = |layer: &Arc<Layer>| matches!(layer.state(), LayerState::Eager { .. });
+        self.known_layers().await.iter().any(|(_, layer)| layer.as_ref().is_some_and(eager))
+    }
+
     /// Whether the tar streams of all its image layers have been verified to have the diff IDs that its image claims.
     pub async fn is_verified(&self) -> bool {
         let verified = |(claimed, layer): &(ImageLayer, Option<Arc<Layer>>)| {

@@ -36,6 +36,10 @@ impl Prepare<ImmutableRef> for Ready {
         input.is_lazy().await
     }
 
+    async fn waits(&self, input: &ImmutableRef) -> bool {
+        input.is_being_fetched().await
+    }
+
     async fn prepare(&self, cx: &Cx, input: &ImmutableRef) -> Result<(), BoxError> {
         input.ready(cx).await.map_err(|error| OpError::from(error).into())
     }

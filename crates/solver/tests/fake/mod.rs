@@ -11,7 +11,7 @@ use castor_oci::Digest;
 use castor_progress::{Event, Sink};
 use castor_solver::{
     BoxError, Built, Cache, CacheMap, ContentKey, Cx, Dep, Edge, Graph, Job, JobOptions, MemoryCache, Operation,
-    Outputs, Private, ResultStore, SolveError, Solver, SolverOptions, Vertex,
+    Outputs, Prepare, Private, ResultStore, SolveError, Solver, SolverOptions, Vertex,
 };
 use castor_task::Scope;
 use parking_lot::Mutex;
@@ -100,6 +100,8 @@ pub struct Fake {
     pub stubborn: Duration,
     pub fails_without: Option<String>,
     pub panics: bool,
+    /// How its inputs are made ready.
+    pub prepare: Option<Preparing>,
     pub vertex: Digest,
     diary: Arc<Diary>,
 }
@@ -146,6 +148,11 @@ impl Fake {
         self
     }
 
+    pub fn preparing(mut self, prepare: Preparing) -> Self {
+        self.prepare = Some(prepare);
+        self
+    }
+
     pub fn ignoring_cache(mut self) -> Self {
         self.ignore_cache = true;
         self
@@ -173,6 +180,32 @@ impl ContentKey<Text> for Hash {
     }
 }
 
+/// Makes inputs ready, as it were.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Preparing {
+    pub waits: bool,
+    pub reports: bool,
+    pub fails: bool,
+}
+
+#[async_trait]
+impl Prepare<Text> for Preparing {
+    async fn needed(&self, _: &Text) -> bool {
+        true
+    }
+
+    async fn waits(&self, _: &Text) -> bool {
+        self.waits
+    }
+
+    async fn prepare(&self, cx: &Cx, _: &Text) -> Result<(), BoxError> {
+        if self.reports {
+            cx.reporter().start("fetching", "", 0).finish();
+        }
+        if self.fails { Err("it is gone".into()) } else { Ok(()) }
+    }
+}
+
 struct Running<'a>(&'a Fake);
 
 impl Drop for Running<'_> {
@@ -188,7 +221,7 @@ impl Operation<Text> for Fake {
         let dep = |by_content: &bool| Dep {
             selector: self.selector,
             content: by_content.then(|| Arc::new(Hash(self.name.clone(), self.diary.clone())) as Arc<_>),
-            prepare: None,
+            prepare: self.prepare.map(|prepare| Arc::new(prepare) as Arc<_>),
         };
         let digest = if index == 0 { self.digest } else { self.extra_maps[index - 1] };
         let mut map = CacheMap::with_deps(digest, self.by_content.iter().map(dep).collect());
@@ -336,6 +369,7 @@ impl World {
             stubborn: Duration::ZERO,
             fails_without: None,
             panics: false,
+            prepare: None,
             vertex: Digest::of(format!("vertex {name}")),
             diary: self.diary.clone(),
         }
