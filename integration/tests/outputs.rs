@@ -196,7 +196,7 @@ fn privileged_what_is_not_here_yet_is_refused_by_name() {
     let daemon = scene.daemon("daemon", []).start().unwrap();
     let project = scene.project("project", "FROM scratch\nCOPY Dockerfile /\n").unwrap();
     let build = Build::new(&daemon, &project);
-    let refused = [(build.clone().output("type=made-up"), "made-up"), (build.clone().opt("attest:sbom", ""), "sbom")];
+    let refused = [(build.clone().output("type=made-up"), "made-up"), (build.clone().opt("attest:vibes", ""), "vibes")];
     for (build, name) in refused {
         let error = build.run().unwrap().failure().unwrap();
         assert!(error.contains(name), "{name} is not named: {error}");

@@ -49,7 +49,7 @@ impl Form {
 
     /// The form of an image's layer, as far as its descriptor tells; `None` for media types that are no layer's.
     pub fn of(descriptor: &Descriptor) -> Option<Self> {
-        match media_type::to_oci(&descriptor.media_type) {
+        match media_type::distributable(media_type::to_oci(&descriptor.media_type)) {
             media_type::OCI_LAYER => Some(Self::Uncompressed),
             media_type::OCI_LAYER_GZIP if descriptor.toc_digest().is_some() => Some(Self::Estargz),
             media_type::OCI_LAYER_GZIP => Some(Self::Gzip),

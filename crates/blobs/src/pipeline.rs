@@ -123,7 +123,7 @@ fn cut_times(tar: impl Read, epoch: i64, out: impl Write) -> io::Result<()> {
 }
 
 /// The tar that a blob was made of: an eStargz blob's without its TOC.
-fn plain_tar(blob: &Blob) -> io::Result<Box<dyn Read + Send>> {
+pub(crate) fn plain_tar(blob: &Blob) -> io::Result<Box<dyn Read + Send>> {
     const TAIL: u64 = 512;
     let start = blob.size().saturating_sub(TAIL);
     let mut tail = vec![0; usize::try_from(blob.size() - start).unwrap_or_default()];

@@ -1,6 +1,7 @@
 //! One build from request to result: the path that [`Build::run`] walks, and what it shares with others.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod attested;
 mod bridge;
 mod builds;
 mod daemon;

@@ -79,6 +79,8 @@ pub struct Options {
     pub cmdline: Option<String>,
     /// A subrequest instead of a build.
     pub request_id: Option<String>,
+    /// Attributes of the bill of materials, if one is wanted.
+    pub sbom: Option<Vec<(String, String)>>,
 }
 
 /// A cache to import.
@@ -186,7 +188,7 @@ impl Options {
         };
         let multi_platform = parse_multi_platform(&wanted, platforms.len())?;
         let cache_imports = parse_cache_imports(&text("cache-imports"), &text("cache-from"))?;
-        check_attestations(attrs)?;
+        let sbom = read_attestations(attrs)?;
         let hostname = match text("build-arg:BUILDKIT_SANDBOX_HOSTNAME") {
             hostname if hostname.is_empty() => text("hostname"),
             hostname => hostname,
@@ -233,6 +235,7 @@ impl Options {
             local_sessions: prefixed("local-sessionid:"),
             cmdline: attrs.get("cmdline").cloned(),
             request_id: attrs.get("requestid").cloned(),
+            sbom,
         })
     }
 
@@ -317,19 +320,28 @@ fn parse_cache_imports(list: &str, references: &str) -> Result<Vec<CacheImport>,
     Ok(imports)
 }
 
-/// Provenance is the daemon's business; what needs a scanner is not there yet.
-fn check_attestations(attrs: &BTreeMap<String, String>) -> Result<(), OptionsError> {
-    let kinds = attrs
-        .keys()
-        .filter_map(|key| key.strip_prefix("attest:").or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_")));
-    for kind in kinds {
+/// What is wanted of a scanner, if anything. Provenance is the daemon's business.
+fn read_attestations(attrs: &BTreeMap<String, String>) -> Result<Option<Vec<(String, String)>>, OptionsError> {
+    let mut sbom = None;
+    for (key, value) in attrs {
+        let Some(kind) = key.strip_prefix("attest:").or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_")) else {
+            continue;
+        };
         match kind.to_lowercase().as_str() {
             "provenance" => {}
-            "sbom" => return Err(OptionsError::Unsupported("attestation sbom".into())),
+            "sbom" if value.is_empty() => sbom = Some(Vec::new()),
+            "sbom" => {
+                let fields = csv(value).map_err(|error| invalid(format!("failed to parse sbom: {error}")))?;
+                let split = |field: &String| {
+                    let (key, value) = field.split_once('=').unwrap_or((field, ""));
+                    (key.to_owned(), value.to_owned())
+                };
+                sbom = Some(fields.iter().map(split).collect());
+            }
             kind => return Err(invalid(format!("unknown attestation type {}", quote(kind)))),
         }
     }
-    Ok(())
+    Ok(sbom)
 }
 
 fn parse_resources(attrs: &BTreeMap<String, String>) -> Result<Option<LinuxResources>, String> {
@@ -415,7 +427,12 @@ mod tests {
             ),
             ("shm-size", "-5x", "failed to parse shm size: strconv.ParseInt: parsing \"-5x\": invalid syntax"),
             ("memory", "0", "failed to parse resource limits: invalid memory value: 0: must be > 0"),
-            ("attest:sbom", "", "attestation sbom is not supported by castor yet"),
+            ("attest:vibes", "", "unknown attestation type \"vibes\""),
+            (
+                "attest:sbom",
+                "\"x",
+                "failed to parse sbom: parse error on line 1, column 3: extraneous or missing \" in quoted-field",
+            ),
         ] {
             assert_eq!(options(&[(key, value)]).unwrap_err().to_string(), want);
         }
@@ -432,8 +449,10 @@ mod tests {
             ("ulimit", "nofile=1:2"),
             ("context:x", "docker-image://y"),
             ("cache-from", "a,b"),
+            ("attest:sbom", "generator=x,\"STAGES=a,b\""),
         ])
         .unwrap();
+        assert_eq!(read.sbom, Some(vec![("generator".into(), "x".into()), ("STAGES".into(), "a,b".into())]));
         assert_eq!(read.build_args["A"], "1");
         assert_eq!(read.extra_hosts[1].ip, "::1");
         assert!(read.is_no_cache("any"));

@@ -6,8 +6,8 @@ use castor_oci::{Descriptor, Digest, Platform, Reference, media_type};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::Attestation;
 use crate::document::{self, Document};
+use crate::{Attestation, StatementSubject};
 
 /// The media type of a statement.
 const STATEMENT: &str = "application/vnd.in-toto+json";
@@ -28,13 +28,38 @@ const EMPTY_DATA: &str = "e30=";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Subject {
     name: String,
-    digest: BTreeMap<&'static str, String>,
+    digest: BTreeMap<String, String>,
 }
 
 impl Subject {
     pub(crate) fn new(name: impl Into<String>, digest: Digest) -> Self {
-        Self { name: name.into(), digest: BTreeMap::from([("sha256", digest.hex().to_string())]) }
+        Self { name: name.into(), digest: BTreeMap::from([("sha256".to_owned(), digest.hex().to_string())]) }
     }
+}
+
+/// What a statement is about, where `result` is what its result became.
+fn subjects(attestation: &Attestation, result: &[Subject]) -> Vec<Subject> {
+    if attestation.subjects.is_empty() {
+        return result.to_vec();
+    }
+    let mut subjects = Vec::new();
+    for subject in &attestation.subjects {
+        match subject {
+            StatementSubject::Result(name) => {
+                for own in result {
+                    subjects.push(own.clone());
+                    if !matches!(name.as_str(), "" | "_") {
+                        subjects.push(Subject { name: name.clone(), ..own.clone() });
+                    }
+                }
+            }
+            StatementSubject::Other(name, digest) => {
+                let name = if name.is_empty() { "_" } else { name };
+                subjects.push(Subject { name: name.to_owned(), digest: digest.clone() });
+            }
+        }
+    }
+    subjects
 }
 
 #[derive(Serialize)]
@@ -56,7 +81,7 @@ fn text(attestation: &Attestation, subjects: &[Subject]) -> serde_json::Result<S
     let statement = Statement {
         kind: STATEMENT_TYPE,
         predicate_type: &attestation.predicate_type,
-        subject: subjects,
+        subject: &self::subjects(attestation, subjects),
         predicate: &predicate,
     };
     Ok(document::compact(&serde_json::to_string(&statement)?))
@@ -230,6 +255,8 @@ mod tests {
             predicate: Bytes::copy_from_slice(predicate.as_bytes()),
             path: "provenance.json".into(),
             inline_only: false,
+            subjects: Vec::new(),
+            is_core: false,
         }
     }
 
@@ -289,6 +316,26 @@ mod tests {
              \"https://slsa.dev/provenance/v1\",\n  \"subject\": [],\n  \"predicate\": {\n    \"b\": {},\n    \
              \"c\": [\n      1,\n      []\n    ]\n  }\n}";
         assert_eq!(text, wanted);
+    }
+
+    #[test]
+    fn statements_may_be_about_something_else() {
+        let own = [Subject::new("a", Digest::of("a")), Subject::new("b", Digest::of("b"))];
+        let digests = BTreeMap::from([("sha1".to_owned(), "1234".to_owned())]);
+        let named = |subjects: Vec<StatementSubject>| {
+            let attestation = Attestation { subjects, ..attestation("{}") };
+            subjects_of(&attestation, &own)
+        };
+        assert_eq!(named(vec![]), ["a", "b"]);
+        assert_eq!(named(vec![StatementSubject::Result("x".into())]), ["a", "x", "b", "x"]);
+        let other = |name: &str| StatementSubject::Other(name.into(), digests.clone());
+        assert_eq!(named(vec![other(""), other("y"), StatementSubject::Result(String::new())]), ["_", "y", "a", "b"]);
+        let about = Attestation { subjects: vec![other("y")], ..attestation("{}") };
+        assert_eq!(subjects(&about, &own)[0].digest, digests);
+    }
+
+    fn subjects_of(attestation: &Attestation, own: &[Subject]) -> Vec<String> {
+        subjects(attestation, own).into_iter().map(|subject| subject.name).collect()
     }
 
     #[test]

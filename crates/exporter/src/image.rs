@@ -17,6 +17,7 @@ use crate::push::Push;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageOptions, OptionError, PlatformResult, Response};
 
 /// Annotations of layers that are between castor, BuildKit and containerd, and leave with no image.
+use crate::sbom;
 const INTERNAL: [&str; 2] = ["containerd.io/uncompressed", "buildkit/createdat"];
 /// The same by prefix: where a layer came from.
 const INTERNAL_PREFIX: &str = "containerd.io/distribution.source.";
@@ -146,7 +147,7 @@ impl ImageExporter {
             say(format!("exporting manifest {}", manifest.descriptor.digest));
             say(format!("exporting config {}", config.descriptor.digest));
             if is_index && !platform.attestations.is_empty() {
-                let attested = self.attestations(platform, &manifest.descriptor, names)?;
+                let attested = self.attestations(cx, platform, &layers, &manifest.descriptor, names).await?;
                 say(format!("exporting attestation manifest {}", attested.manifest.descriptor.digest));
                 assembled.extras.extend(attested.blobs);
                 statements.push(attested.manifest);
@@ -234,7 +235,9 @@ impl ImageExporter {
     }
 
     /// What is attested of a platform's image, which `target` names.
-    fn attestations(
+        cx: &ExportCx,
+    async fn attestations(
+        layers: &[LayerBlob],
         &self,
         platform: &PlatformResult,
         target: &Descriptor,
@@ -242,7 +245,14 @@ impl ImageExporter {
     ) -> Result<AttestationManifest, ExportError> {
         let subject = |name: &Reference| Subject::new(attest::package_url(name, &platform.platform), target.digest);
         let subjects: Vec<Subject> = names.iter().map(subject).collect();
-        let statements: Vec<_> = platform.attestations.iter().collect();
+        let mut statements = Vec::with_capacity(platform.attestations.len());
+        for attestation in &platform.attestations {
+            statements.push(match attestation.is_core {
+                true => sbom::with_layers(&self.blobs, &cx.cx, attestation, layers).await?,
+                false => attestation.clone(),
+            });
+        }
+        let statements: Vec<_> = statements.iter().collect();
         let artifact = self.options.oci_artifact.unwrap_or(true);
         attest::manifest(&statements, target, &subjects, artifact).map_err(ExportError::Attestation)
     }
@@ -279,18 +289,29 @@ impl ImageExporter {
         manifest.descriptor.platform = Some(platform.platform.clone());
         Ok((manifest, config))
     }
+    /// Whether a layer stays where its image says it is to be had.
+    fn stays_elsewhere(&self, layer: &Descriptor) -> bool {
+        self.options.prefer_non_distributable && !layer.urls.is_empty()
+    }
+
 
     /// A layer's descriptor as the manifest shows it.
     fn exported(&self, layer: &Descriptor) -> Descriptor {
         let mut exported = layer.clone();
+        if self.stays_elsewhere(layer) {
+            exported.media_type = media_type::non_distributable(&layer.media_type).to_owned();
+        } else {
+            exported.media_type = media_type::distributable(&layer.media_type).to_owned();
+            exported.urls.clear();
+        }
         exported.platform = None;
         if self.options.oci() {
-            exported.media_type = media_type::to_oci(&layer.media_type).to_owned();
+            exported.media_type = media_type::to_oci(&exported.media_type).to_owned();
             exported
                 .annotations
                 .retain(|key, _| !INTERNAL.contains(&key.as_str()) && !key.starts_with(INTERNAL_PREFIX));
         } else {
-            exported.media_type = media_type::to_docker(&layer.media_type).to_owned();
+            exported.media_type = media_type::to_docker(&exported.media_type).to_owned();
             exported.annotations.clear();
         }
         exported
@@ -334,10 +355,11 @@ impl Exporter for ImageExporter {
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
         let exporter = self.for_result(result)?;
         let references = exporter.options.references(result.text("image.name"))?;
-        let assembled = exporter.assemble(cx, result, &references, true).await?;
+        let mut assembled = exporter.assemble(cx, result, &references, true).await?;
         if exporter.options.push {
             if references.is_empty() {
                 return Err(ExportError::NoName);
+            assembled.layers.retain(|layer| !exporter.stays_elsewhere(&layer.descriptor));
             }
             let access = cx.access.clone().with_insecure(exporter.options.insecure);
             let push = Push { registry: &exporter.registry, blobs: &exporter.blobs, access, cx: &cx.cx };

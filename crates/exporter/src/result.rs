@@ -50,6 +50,19 @@ pub struct Attestation {
     pub path: String,
     /// It is for images only, and no exporter need write it elsewhere.
     pub inline_only: bool,
+    /// What it is about; nothing means the result.
+    pub subjects: Vec<StatementSubject>,
+    /// It is the bill of materials of the result itself, which tells what layer files are in once that is known.
+    pub is_core: bool,
+}
+
+/// What a statement is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StatementSubject {
+    /// The result, under this name too unless that is empty.
+    Result(String),
+    /// Something else: its name, and its digests by algorithm.
+    Other(String, BTreeMap<String, String>),
 }
 
 /// Why refs and metadata do not fit together.

@@ -25,6 +25,41 @@ pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.ta
 /// Docker layer compressed with zstd.
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
 
+/// OCI layer of which registries have no copy.
+pub const OCI_FOREIGN_LAYER: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+/// The same, compressed with gzip.
+pub const OCI_FOREIGN_LAYER_GZIP: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+/// The same, compressed with zstd.
+pub const OCI_FOREIGN_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd";
+/// Docker layer of which registries have no copy.
+pub const DOCKER_FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
+/// The same, compressed with gzip.
+pub const DOCKER_FOREIGN_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+
+/// The type of a layer that registries have, whatever they have of this one; others stay as they are.
+pub fn distributable(media_type: &str) -> &str {
+    match media_type {
+        OCI_FOREIGN_LAYER => OCI_LAYER,
+        OCI_FOREIGN_LAYER_GZIP => OCI_LAYER_GZIP,
+        OCI_FOREIGN_LAYER_ZSTD => OCI_LAYER_ZSTD,
+        DOCKER_FOREIGN_LAYER => DOCKER_LAYER,
+        DOCKER_FOREIGN_LAYER_GZIP => DOCKER_LAYER_GZIP,
+        other => other,
+    }
+}
+
+/// The type of a layer of which registries have no copy; others stay as they are.
+pub fn non_distributable(media_type: &str) -> &str {
+    match media_type {
+        OCI_LAYER => OCI_FOREIGN_LAYER,
+        OCI_LAYER_GZIP => OCI_FOREIGN_LAYER_GZIP,
+        OCI_LAYER_ZSTD => OCI_FOREIGN_LAYER_ZSTD,
+        DOCKER_LAYER => DOCKER_FOREIGN_LAYER,
+        DOCKER_LAYER_GZIP => DOCKER_FOREIGN_LAYER_GZIP,
+        other => other,
+    }
+}
+
 /// Whether `media_type` names an index of manifests.
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_LIST)
@@ -44,6 +79,8 @@ pub fn to_oci(media_type: &str) -> &str {
         DOCKER_LAYER => OCI_LAYER,
         DOCKER_LAYER_GZIP => OCI_LAYER_GZIP,
         DOCKER_LAYER_ZSTD => OCI_LAYER_ZSTD,
+        DOCKER_FOREIGN_LAYER => OCI_FOREIGN_LAYER,
+        DOCKER_FOREIGN_LAYER_GZIP => OCI_FOREIGN_LAYER_GZIP,
         other => other,
     }
 }
@@ -57,6 +94,8 @@ pub fn to_docker(media_type: &str) -> &str {
         OCI_LAYER => DOCKER_LAYER,
         OCI_LAYER_GZIP => DOCKER_LAYER_GZIP,
         OCI_LAYER_ZSTD => DOCKER_LAYER_ZSTD,
+        OCI_FOREIGN_LAYER => DOCKER_FOREIGN_LAYER,
+        OCI_FOREIGN_LAYER_GZIP => DOCKER_FOREIGN_LAYER_GZIP,
         other => other,
     }
 }

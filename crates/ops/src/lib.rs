@@ -29,7 +29,7 @@ mod program;
 mod web;
 mod worker;
 
-pub use bridge::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+pub use bridge::{Attested, Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 pub use error::OpError;
 pub use failure::failure;
 pub use git::GitError;

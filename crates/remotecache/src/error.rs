@@ -31,6 +31,14 @@ pub enum RemoteCacheError {
     /// An attribute is missing, or not of the form.
     #[error("{0}")]
     Attribute(String),
+    /// What is to be imported is not to be had.
+    #[error("failed to configure {kind} cache importer: {source}")]
+    Configure {
+        /// The type of the cache.
+        kind: &'static str,
+        /// Why.
+        source: Box<RemoteCacheError>,
+    },
     /// What was imported is no cache.
     #[error("invalid cache manifest of {from}: {reason}")]
     Manifest {

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use castor_oci::{Descriptor, Digest, History, Index, Manifest, Reference, media_type};
 use castor_registry::{Access, Client, Repository};
+use castor_session::SessionError;
 use castor_session::content::RemoteStore;
 use castor_solver::Cx;
 use futures::TryStreamExt as _;
@@ -143,6 +144,10 @@ pub async fn import(
     }
 }
 
+fn unconfigured(kind: &'static str, error: RemoteCacheError) -> RemoteCacheError {
+    RemoteCacheError::Configure { kind, source: Box::new(error) }
+}
+
 async fn resolve(
     parts: &ImportParts,
     source: Source,
@@ -153,7 +158,7 @@ async fn resolve(
     let (reader, root, blobs, from, place) = match source {
         Source::Registry { reference, insecure } => {
             let (client, access) = (parts.registry.clone(), access.with_insecure(insecure));
-            let root = client.resolve(&reference, &access).await?;
+            let root = client.resolve(&reference, &access).await.map_err(|error| unconfigured("registry", error.into()))?;
             let repository = Repository::from(&reference);
             let from = reference.to_string();
             let place = format!("registry {repository} {insecure}");
@@ -161,7 +166,8 @@ async fn resolve(
             (Reader::Registry { client, reference, access }, root, blobs, from, place)
         }
         Source::Client { directory, digest } => {
-            let caller = parts.sessions.get(session, WAIT).await?;
+            let configured = |error: SessionError| unconfigured("local", error.into());
+            let caller = parts.sessions.get(session, WAIT).await.map_err(configured)?;
             let name = format!("local:{directory}");
             let store = RemoteStore::new(caller, name.as_str());
             let missing = || RemoteCacheError::Read {
@@ -169,7 +175,8 @@ async fn resolve(
                 digest,
                 reason: "the client does not have it".into(),
             };
-            let info = store.info(&digest).await?.ok_or_else(missing)?;
+            let info = store.info(&digest).await.map_err(configured)?;
+            let info = info.ok_or_else(|| unconfigured("local", missing()))?;
             let root = Descriptor::new("", digest, u64::try_from(info.size).unwrap_or(u64::MAX));
             let place = format!("local {session} {directory}");
             let blobs = Blobs::Client { session: session.to_owned(), store: name };

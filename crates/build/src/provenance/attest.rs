@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use castor_frontend::SbomOptions;
+
 /// Why attestations cannot be made as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AttestError {
     /// A kind that nobody knows.
     #[error("unknown attestation type {0:?}")]
     Kind(String),
-    /// One that castor does not make.
-    #[error("attestation {0} is not supported by castor yet")]
-    Unsupported(&'static str),
+    /// What a bill of materials is to be made by is no image.
+    #[error("{0}")]
+    Sbom(String),
     /// A version of SLSA that nobody knows.
     #[error("invalid provenance SLSA version: {0}")]
     Version(String),
@@ -86,6 +88,8 @@ impl Default for Provenance {
 pub(crate) struct Wishes {
     /// Provenance, if it is wanted.
     pub(crate) provenance: Option<Provenance>,
+    /// A bill of materials, if it is wanted.
+    pub(crate) sbom: Option<SbomOptions>,
 }
 
 impl Wishes {
@@ -99,7 +103,7 @@ impl Wishes {
             };
             match kind.to_ascii_lowercase().as_str() {
                 "provenance" => wishes.provenance = Some(provenance(value)?),
-                "sbom" => return Err(AttestError::Unsupported("sbom")),
+                "sbom" => wishes.sbom = Some(sbom(value)?),
                 kind => return Err(AttestError::Kind(kind.to_owned())),
             }
         }
@@ -110,6 +114,12 @@ impl Wishes {
     pub(crate) fn builder_id(&self) -> &str {
         self.provenance.as_ref().map_or("", |provenance| &provenance.builder_id)
     }
+}
+
+fn sbom(text: &str) -> Result<SbomOptions, AttestError> {
+    let fields = csv_fields(text).ok_or_else(|| AttestError::Csv("sbom".into()))?;
+    let attributes = fields.iter().map(|field| field.split_once('=').unwrap_or((field.as_str(), "")));
+    SbomOptions::new(attributes).map_err(|error| AttestError::Sbom(error.message))
 }
 
 fn provenance(text: &str) -> Result<Provenance, AttestError> {
@@ -204,7 +214,8 @@ mod tests {
     #[test]
     fn bad_wishes_are_named() {
         for (key, value, word) in [
-            ("attest:sbom", "", "sbom"),
+            ("attest:sbom", "generator=", "generator"),
+            ("attest:sbom", "\"generator=x", "quote"),
             ("attest:vibes", "", "vibes"),
             ("attest:provenance", "mode=huge", "huge"),
             ("attest:provenance", "version=v9", "v9"),

@@ -52,7 +52,7 @@ impl Known {
                 map.iter().filter_map(|(id, reference)| Some((Some(id.clone()), reference.clone()?))).collect()
             }
         };
-        let ids: BTreeSet<String> = refs.iter().map(|(_, reference)| reference.id().to_owned()).collect();
+        let ids: BTreeSet<String> = result.all_refs().map(|reference| reference.id().to_owned()).collect();
         let platforms: Vec<(String, Platform)> =
             computed.platforms.iter().map(|platform| (platform.id.clone(), platform.platform.clone())).collect();
         let results = refs
@@ -84,6 +84,8 @@ impl Known {
                 predicate: predicate.to_json(Timestamp::now()),
                 path: wanted.filename.clone(),
                 inline_only: wanted.inline_only,
+                subjects: Vec::new(),
+                is_core: false,
             });
         }
         Ok(())

@@ -14,6 +14,7 @@ mod image;
 mod outline;
 mod run;
 mod show;
+mod scan;
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -36,6 +37,7 @@ pub use context::{HTTP_HEAD, HTTP_NAME, dockerfile_source, http_context};
 use outline::Seen;
 pub use outline::{ListedTarget, Outline, OutlineArg, OutlineMount, targets};
 use stage::StageState;
+pub use scan::ScanTargets;
 
 /// What to convert.
 #[derive(Debug)]
@@ -72,6 +74,8 @@ pub struct Target {
     /// What is legal but unwise.
     pub warnings: Vec<Warning>,
 }
+    /// What a scanner is to look at too, if there is to be one.
+    pub scan: Option<ScanTargets>,
 
 /// Files are short; those that are not would make graphs that nobody can build.
 const MAX_INSTRUCTIONS: usize = 10_000;
@@ -251,6 +255,10 @@ impl<'a> Converter<'a> {
             .marshal(&marshal)
             .map_err(|error| DockerfileError::new(format!("failed to marshal LLB definition: {error}")))?;
         let stage = &mut self.stages[target];
+        let scan = match self.options.sbom {
+            Some(_) => Some(self.scan_targets(target, &marshal)?),
+            None => None,
+        };
         let mut config = std::mem::take(&mut stage.image);
         if self.request.target_platform.is_some() {
             image::set_platform(&mut config.platform, &self.target_platform);
@@ -264,6 +272,7 @@ impl<'a> Converter<'a> {
             epoch: self.epoch,
             warnings: self.linter.warnings(),
         })
+            scan,
     }
 
     fn too_much(limit: usize, what: &str) -> DockerfileError {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use castor_dockerfile::DockerfileError;
 use castor_dockerfile::lint::Warning;
 use castor_llb::Range;
-use castor_ops::{BridgeError, Refs, SolveResult};
+use castor_ops::{BridgeError, SolveResult};
 use castor_proto::{gojson, pb};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -89,7 +89,7 @@ pub(super) fn lint(
 pub(super) fn answer<const N: usize>(metadata: [(&str, Bytes); N]) -> Result<SolveResult, BridgeError> {
     let metadata: BTreeMap<String, Bytes> =
         metadata.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    Ok(SolveResult { refs: Refs::Single(None), metadata })
+    Ok(SolveResult { metadata, ..SolveResult::default() })
 }
 
 /// A warning as people read it, with the lines that it is about.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use castor_dockerfile::{Target, platform};
 use castor_oci::Platform;
-use castor_ops::{BridgeError, LazyRef, Refs, SolveResult};
+use castor_ops::{Attested, BridgeError, LazyRef, Refs, SolveResult};
 use serde::Serialize;
 
 /// One target, built.
@@ -14,6 +14,15 @@ pub(super) struct Built {
     pub(super) target: Target,
     /// The platform that was asked for, or the default one.
     pub(super) platform: Platform,
+    /// What a scanner will have to say of it.
+    pub(super) attested: Option<Attested>,
+}
+
+impl Built {
+    /// The name of a result for `platform`.
+    pub(super) fn id(platform: &Platform) -> String {
+        platform::format_all(&platform::normalize(platform))
+    }
 }
 
 #[derive(Serialize)]
@@ -36,7 +45,8 @@ pub(super) fn result(built: Vec<Built>, multi_platform: bool) -> Result<SolveRes
     let mut refs = BTreeMap::new();
     let mut single = None;
     let mut platforms = Vec::new();
-    for Built { reference, target, platform } in built {
+    let mut attestations = BTreeMap::new();
+    for Built { reference, target, platform, attested } in built {
         let export = export(&platform, &target.config.platform);
         let key = |name: &str| if multi_platform { format!("{name}/{}", export.id) } else { name.to_owned() };
         metadata.insert(key("containerimage.config"), json(&target.config)?);
@@ -51,11 +61,12 @@ pub(super) fn result(built: Vec<Built>, multi_platform: bool) -> Result<SolveRes
         } else {
             single = reference;
         }
+        attestations.extend(attested.map(|attested| (export.id.clone(), vec![attested])));
         platforms.push(export);
     }
     metadata.insert("refs.platforms".to_owned(), json(&Platforms { platforms })?);
     let refs = if multi_platform { Refs::Map(refs) } else { Refs::Single(single) };
-    Ok(SolveResult { refs, metadata })
+    Ok(SolveResult { refs, metadata, attestations })
 }
 
 fn export(wanted: &Platform, image: &Platform) -> Export {

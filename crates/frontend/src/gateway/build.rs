@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use castor_llb::Definition;
 use castor_ops::bridge::{ReadDir, ReadFile, SourceMeta};
-use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveResult};
+use castor_ops::{Attested, Bridge, BridgeError, LazyRef, Refs, SolveResult};
 use castor_proto::gateway::{self as wire, result::Result as WireRefs};
 use castor_proto::{Timestamp, pb};
 use castor_wire::Failure;
@@ -72,6 +72,12 @@ impl Gateway {
         wire::Ref { id: reference.id().to_owned(), def: Some(reference.definition().to_pb()) }
     }
 
+    fn keep_attested(&self, mut attested: Attested) -> wire::Attestation {
+        let reference = attested.reference.take();
+        let reference = reference.map(|reference| self.keep(Some(&reference)));
+        wire::Attestation { r#ref: reference, ..convert::attested_to_wire(attested) }
+    }
+
     /// The ref with this id; none for the empty id, which is scratch.
     fn find(&self, id: &str) -> Result<Option<LazyRef>, BridgeError> {
         if id.is_empty() {
@@ -126,9 +132,17 @@ impl Gateway {
                 }
             }
         };
+        let attestations = result.attestations.into_iter().map(|(key, list)| {
+            let attestation = list.into_iter().map(|one| self.keep_attested(one)).collect();
+            (key, wire::Attestations { attestation })
+        });
         Ok(wire::SolveResponse {
             r#ref: if inline { String::new() } else { default_id },
-            result: Some(wire::Result { metadata: result.metadata, attestations: BTreeMap::new(), result: Some(refs) }),
+            result: Some(wire::Result {
+                metadata: result.metadata,
+                attestations: attestations.collect(),
+                result: Some(refs),
+            }),
         })
     }
 
@@ -156,9 +170,6 @@ impl Gateway {
     }
 
     fn returned_result(&self, result: wire::Result) -> Result<SolveResult, BridgeError> {
-        if !result.attestations.is_empty() {
-            return Err(BridgeError::unimplemented("attestations are not supported by castor yet"));
-        }
         let refs = match result.result {
             None => Refs::default(),
             Some(WireRefs::RefDeprecated(id)) => Refs::Single(self.find(&id)?),
@@ -172,7 +183,16 @@ impl Gateway {
                 Refs::Map(refs.collect::<Result<_, BridgeError>>()?)
             }
         };
-        Ok(SolveResult { refs, metadata: result.metadata })
+        let mut attestations = BTreeMap::new();
+        for (key, list) in result.attestations {
+            let attested = |wire: wire::Attestation| {
+                let reference = wire.r#ref.as_ref().map(|reference| self.find(&reference.id)).transpose()?.flatten();
+                Ok(Attested { reference, ..convert::attested(wire)? })
+            };
+            let list = list.attestation.into_iter().map(attested).collect::<Result<_, BridgeError>>()?;
+            attestations.insert(key, list);
+        }
+        Ok(SolveResult { refs, metadata: result.metadata, attestations })
     }
 
     pub(super) async fn evaluate(&self, id: &str) -> Result<(), BridgeError> {

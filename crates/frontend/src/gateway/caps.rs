@@ -2,8 +2,7 @@
 
 use castor_proto::apicaps::ApiCap;
 
-/// Those of BuildKit that castor has. Left out: containers of frontends (`gateway.exec` and all below it) and
-/// attestations.
+/// Those of BuildKit that castor has. Left out: containers of frontends (`gateway.exec` and all below it).
 const GATEWAY: &[&str] = &[
     "solve.base",
     "solve.inlinereturn",
@@ -17,6 +16,7 @@ const GATEWAY: &[&str] = &[
     "importcaches",
     "proto.refarray",
     "reference.output",
+    "reference.attestations",
     "frontend.inputs",
     "gateway.solve.metadata",
     "frontend.caps",

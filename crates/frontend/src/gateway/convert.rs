@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use castor_llb::{Definition, ResolveMode};
 use castor_oci::{Digest, Platform};
-use castor_ops::bridge::{CacheImport, SourceMetaRequest, WorkerInfo};
-use castor_ops::{BridgeError, SolveRequest, bridge::code};
+use castor_ops::bridge::{AttestedSubject, CacheImport, SourceMetaRequest, WorkerInfo};
+use castor_ops::{Attested, BridgeError, SolveRequest, bridge::code};
 use castor_progress::{Range, SourceInfo, Warning};
 use castor_proto::{gateway, pb, types};
 
@@ -62,6 +62,52 @@ pub(super) fn solve_request(wire: gateway::SolveRequest) -> Result<SolveRequest,
             .collect(),
         evaluate: wire.evaluate,
     })
+}
+
+/// What a frontend attests, but for its ref.
+pub(super) fn attested(wire: gateway::Attestation) -> Result<Attested, BridgeError> {
+    let subject = |subject: gateway::InTotoSubject| match gateway::InTotoSubjectKind::try_from(subject.kind) {
+        Ok(kind) => {
+            let is_result = kind == gateway::InTotoSubjectKind::Self_;
+            Ok(AttestedSubject { is_result, name: subject.name, digests: subject.digest })
+        }
+        Err(_) => Err(invalid(format!("unknown attestation subject type {}", subject.kind))),
+    };
+    let bundle = match gateway::AttestationKind::try_from(wire.kind) {
+        Ok(kind) => kind == gateway::AttestationKind::Bundle,
+        Err(_) => return Err(invalid(format!("unknown attestation kind {}", wire.kind))),
+    };
+    Ok(Attested {
+        bundle,
+        metadata: wire.metadata,
+        reference: None,
+        path: wire.path,
+        predicate_type: wire.in_toto_predicate_type,
+        subjects: wire.in_toto_subjects.into_iter().map(subject).collect::<Result<_, _>>()?,
+    })
+}
+
+/// The same in the other direction.
+pub(super) fn attested_to_wire(attested: Attested) -> gateway::Attestation {
+    let kind = match attested.bundle {
+        true => gateway::AttestationKind::Bundle,
+        false => gateway::AttestationKind::InToto,
+    };
+    let subject = |subject: AttestedSubject| {
+        let kind = match subject.is_result {
+            true => gateway::InTotoSubjectKind::Self_,
+            false => gateway::InTotoSubjectKind::Raw,
+        };
+        gateway::InTotoSubject { kind: kind.into(), digest: subject.digests, name: subject.name }
+    };
+    gateway::Attestation {
+        kind: kind.into(),
+        metadata: attested.metadata,
+        r#ref: None,
+        path: attested.path,
+        in_toto_predicate_type: attested.predicate_type,
+        in_toto_subjects: attested.subjects.into_iter().map(subject).collect(),
+    }
 }
 
 pub(super) fn source_meta_request(wire: gateway::ResolveSourceMetaRequest) -> Result<SourceMetaRequest, BridgeError> {
