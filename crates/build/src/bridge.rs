@@ -87,11 +87,6 @@ impl BuildBridge {
         Arc::new(Self { build, trail })
     }
 
-    /// The same build for work that is the daemon's own: what it asks for is no part of the result.
-    pub(crate) fn apart(&self) -> Arc<Self> {
-        Self::with_trail(self.build.clone(), Trail::root(Asked::default()))
-    }
-
     /// What the client and all frontends asked for.
     pub(crate) fn trail(&self) -> &Arc<Trail> {
         &self.build.root
@@ -195,10 +190,8 @@ impl BuildBridge {
             FrontendRequest { options: request.options, inputs: request.inputs, cache_imports: request.cache_imports };
         let result = castor_frontend::solve(bridge, &request.frontend, frontend).await?;
         let daemon = &self.build.daemon;
-        for reference in result.all_refs() {
-            trail.made_ref(reference);
-        }
         for reference in result.refs.iter() {
+            trail.made_ref(reference);
             let pins = |vertex: &_| daemon.ops.pins().get(vertex);
             if let Some(request) = Capture::request_for(&trail, reference, &pins, &daemon.made) {
                 daemon.made.remember(reference.definition(), request);
@@ -221,7 +214,7 @@ impl Bridge for BuildBridge {
                 if let Some(reference) = &loaded {
                     self.build.daemon.ops.forget_caches(reference.graph()).await;
                 }
-                SolveResult { refs: Refs::Single(loaded), ..SolveResult::default() }
+                SolveResult { refs: Refs::Single(loaded), metadata: BTreeMap::new() }
             }
             (false, true) => self.run_frontend(request).await?,
             (false, false) => {
@@ -229,7 +222,7 @@ impl Bridge for BuildBridge {
             }
         };
         if evaluate {
-            for reference in result.all_refs() {
+            for reference in result.refs.iter() {
                 self.compute(reference).await?;
             }
         }
@@ -265,6 +258,11 @@ impl Bridge for BuildBridge {
     async fn stat_file(&self, reference: &LazyRef, path: &str) -> Result<Stat, BridgeError> {
         let computed = self.compute(reference).await?;
         self.build.daemon.ops.stat_file(&self.cx(Reporter::discard()), &computed, path).await
+    }
+
+    async fn archive_time(&self, reference: &LazyRef, path: &str) -> Result<Option<i64>, BridgeError> {
+        let computed = self.compute(reference).await?;
+        self.build.daemon.ops.archive_time(&self.cx(Reporter::discard()), &computed, path).await
     }
 
     async fn run(&self, root: &LazyRef, program: Program) -> Result<(), BridgeError> {

@@ -147,13 +147,9 @@ impl Build {
         let caches = Exports::parse(&self.request.cache_exports)?;
         let wishes = Wishes::of(&self.request.options).map_err(|error| BridgeError::unknown(error.to_string()))?;
         // 2, 3: the frontend's result, still lazy.
-        let mut result = self.frontend(bridge).await?;
-        if let Some(wanted) = &wishes.sbom {
-            self.scan(bridge, &mut result, wanted).await?;
-        }
+        let result = self.frontend(bridge).await?;
         // 4: everything that it needs.
         let mut computed = self.compute(bridge, &result).await?;
-        self.attest(bridge, &result, &mut computed, !exporters.is_empty()).await?;
         self.state(bridge, &result, &mut computed, wishes).await?;
         self.verify(&computed, exporters.len(), job);
         let roots = bridge.roots(&result, &computed);
@@ -262,21 +258,6 @@ impl Build {
         bridge.solve(solve).await
     }
 
-    /// What `result` is for each platform, nothing of it computed.
-    pub(crate) fn outline(&self, result: &SolveResult) -> Result<BuildResult, BridgeError> {
-        let metadata = result.metadata.clone();
-        let outline = match &result.refs {
-            Refs::Single(_) => BuildResult::single(None, metadata, &self.daemon.native),
-            Refs::Map(refs) => BuildResult::map(refs.keys().map(|id| (id.clone(), None)).collect(), metadata),
-        };
-        outline.map_err(|error| BridgeError::unknown(error.to_string()))
-    }
-
-    /// What the client asks for.
-    pub(crate) fn request(&self) -> &Request {
-        &self.request
-    }
-
     async fn compute(&self, bridge: &BuildBridge, result: &SolveResult) -> Result<BuildResult, BridgeError> {
         let compute = async |reference: &Option<castor_ops::LazyRef>| match reference {
             Some(reference) => bridge.compute(reference).await.map(Some),
@@ -334,7 +315,9 @@ impl Build {
 
     fn exporter(&self, request: &ExporterRequest) -> Result<Box<dyn Exporter>, BridgeError> {
         let mut attrs = request.attrs.clone();
-        if let Some(epoch) = self.request.options.get(EPOCH_OPTION) {
+        // A name is the frontend's to resolve, which says what it found with its result.
+        let is_said = |text: &&String| text.is_empty() || text.parse::<i64>().is_ok();
+        if let Some(epoch) = self.request.options.get(EPOCH_OPTION).filter(is_said) {
             attrs.entry("source-date-epoch".into()).or_insert_with(|| epoch.clone());
         }
         let daemon = &self.daemon;

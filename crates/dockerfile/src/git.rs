@@ -241,6 +241,16 @@ impl GitRef {
     }
 }
 
+/// When a commit was made, in seconds since 1970, of the commit as git stores it.
+pub fn commit_time(commit: &[u8]) -> Option<i64> {
+    let headers = commit.split(|&byte| byte == b'\n').take_while(|line| !line.is_empty());
+    let committer = headers.filter_map(|line| line.strip_prefix(b"committer ")).next()?;
+    // Whatever a name holds, the time and its zone stand last.
+    let mut words = committer.rsplit(|&byte| byte == b' ');
+    let (_zone, seconds) = (words.next()?, words.next()?);
+    std::str::from_utf8(seconds).ok()?.parse().ok()
+}
+
 /// Whether a source of ADD is a git repository.
 pub(crate) fn is_git(text: &str) -> bool {
     matches!(GitRef::parse(text), Some(Ok(_)))
@@ -249,6 +259,15 @@ pub(crate) fn is_git(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commits_tell_when_they_were_made() {
+        let commit = b"tree 1\nauthor A <a@b> 1 +0000\ncommitter B 7 <b@c> 1700000601 +0130\n\ncommitter x 5 +0000\n";
+        assert_eq!(commit_time(commit), Some(1_700_000_601));
+        assert_eq!(commit_time(b"tree 1\n\ncommitter B <b@c> 5 +0000\n"), None);
+        assert_eq!(commit_time(b"committer B <b@c> x +0000\n"), None);
+        assert_eq!(commit_time(b""), None);
+    }
 
     #[test]
     fn reads_repositories() {

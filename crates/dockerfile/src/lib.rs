@@ -35,9 +35,12 @@ mod suggest;
 
 pub use archive::is_archive;
 pub use convert::{
-    HTTP_HEAD, HTTP_NAME, ListedTarget, Outline, OutlineArg, OutlineMount, Request, ScanTargets, Target, check,
+    HTTP_HEAD, HTTP_NAME, ListedTarget, Outline, OutlineArg, OutlineMount, Request, Target, check, context_for_image,
     convert, dockerfile_source, http_context, outline, targets,
 };
 pub use error::{DockerfileError, Locations};
-pub use lookup::{IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, OciLayoutLookup, ResolvedImage};
+pub use git::commit_time;
+pub use lookup::{
+    IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, OciLayoutLookup, ResolvedImage, TimeLookup,
+};
 pub use options::{CacheImport, HttpContext, Options, OptionsError, frontend_caps};

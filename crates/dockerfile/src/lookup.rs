@@ -1,7 +1,7 @@
 //! What a conversion asks from outside.
 
 use async_trait::async_trait;
-use castor_llb::{Definition, ResolveMode};
+use castor_llb::{Definition, OnlySource, ResolveMode};
 use castor_oci::{Digest, Platform};
 
 /// Why a look-up failed; shown to users after the name of what was looked up.
@@ -67,11 +67,24 @@ pub struct IgnoreFile {
     pub data: Vec<u8>,
 }
 
+/// A source that is asked when it was made.
+#[derive(Debug, Clone)]
+pub struct TimeLookup {
+    /// The source.
+    pub source: OnlySource,
+    /// Name of the vertex that shows the look-up.
+    pub log_name: String,
+}
+
 /// Answers the questions of a conversion.
 #[async_trait]
 pub trait MetaResolver: Send + Sync {
     /// The config of an image. Called for the images that the target needs, all at once.
     async fn image_config(&self, image: &ImageLookup) -> Result<ResolvedImage, LookupError>;
+
+    /// When a source was made, in seconds since 1970: a commit's time; when a web server's file was last modified, or, if
+    /// that is not said and it is an archive, the latest time of a file in it. `None` if it has no time.
+    async fn source_time(&self, source: &TimeLookup) -> Result<Option<i64>, LookupError>;
 
     /// The `.dockerignore` of a context; `None` if there is none.
     async fn ignore_file(&self, context: &IgnoreLookup) -> Result<Option<IgnoreFile>, LookupError>;

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use castor_dockerfile::{
-    IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, Options, Request, ResolvedImage, convert,
+    IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, Options, Request, ResolvedImage, TimeLookup,
+    convert,
 };
 use castor_llb::CapSet;
 use castor_oci::Platform;
@@ -17,6 +18,10 @@ struct Nothing;
 impl MetaResolver for Nothing {
     async fn image_config(&self, image: &ImageLookup) -> Result<ResolvedImage, LookupError> {
         Err(format!("{}: not found", image.reference).into())
+    }
+
+    async fn source_time(&self, _: &TimeLookup) -> Result<Option<i64>, LookupError> {
+        Ok(None)
     }
 
     async fn ignore_file(&self, _: &IgnoreLookup) -> Result<Option<IgnoreFile>, LookupError> {

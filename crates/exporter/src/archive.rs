@@ -271,7 +271,7 @@ impl Exporter for ArchiveExporter {
         let names = image.options().references(result.text("image.name"))?;
         let assembled = image.assemble(cx, result, &names, false).await?;
         let mut root = assembled.root.descriptor.clone();
-        let created = image.options().epoch.unwrap_or_else(Timestamp::now);
+        let created = image.options().epoch.of_all(result)?.unwrap_or_else(Timestamp::now);
         root.annotations.entry(CREATED.into()).or_insert_with(|| created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
 
         let mut response = image.response(&assembled, &names);

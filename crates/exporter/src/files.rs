@@ -18,7 +18,8 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::attest::Subject;
-use crate::options::{parse_bool, parse_epoch};
+use crate::epoch::Epoch;
+use crate::options::parse_bool;
 use crate::tally::Tally;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, OptionError, PlatformResult, Response};
 
@@ -33,14 +34,14 @@ struct FileOptions {
     /// Remove at the client what is not in the result.
     delete: bool,
     /// The time that all files get.
-    epoch: Option<Timestamp>,
+    epoch: Epoch,
     /// What the names of statements' files begin with.
     prefix: String,
 }
 
 impl FileOptions {
     fn parse(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, OptionError> {
-        let mut options = Self { split: None, delete: false, epoch: None, prefix: String::new() };
+        let mut options = Self { split: None, delete: false, epoch: Epoch::default(), prefix: String::new() };
         for (key, value) in attrs {
             match (key.as_str(), value.as_str()) {
                 ("platform-split", _) => options.split = Some(parse_bool(key, value)?),
@@ -49,8 +50,7 @@ impl FileOptions {
                 ("mode", _) => {
                     return Err(OptionError::Unsupported(format!("{kind} exporter option mode={value}")));
                 }
-                ("source-date-epoch", "") => {}
-                ("source-date-epoch", _) => options.epoch = Some(parse_epoch(value)?),
+                ("source-date-epoch", _) => options.epoch = Epoch::parse(value)?,
                 ("attestation-prefix", _) => options.prefix.clone_from(value),
                 // The client's own business, or metadata for the result.
                 _ => {}
@@ -61,12 +61,10 @@ impl FileOptions {
 
     /// How files of `result` are written.
     fn layout(&self, result: &BuildResult) -> Result<Layout, OptionError> {
-        let epoch = match (self.epoch, result.text("source.date.epoch").filter(|text| !text.is_empty())) {
-            (None, Some(text)) => Some(parse_epoch(text)?),
-            (epoch, _) => epoch,
-        };
+        let epoch = |platform: &PlatformResult| Ok((platform.id.clone(), self.epoch.of(result, &platform.id)?));
+        let epochs = result.platforms.iter().map(epoch).collect::<Result<_, OptionError>>()?;
         let split = self.split.unwrap_or(result.multi_platform);
-        Ok(Layout { epoch, prefix: self.prefix.clone(), by_platform: result.multi_platform && !split })
+        Ok(Layout { epochs, prefix: self.prefix.clone(), by_platform: result.multi_platform && !split })
     }
 }
 
@@ -88,8 +86,8 @@ impl Tree for MountedTree {
 
 /// How files are written.
 struct Layout {
-    /// The time that all files get.
-    epoch: Option<Timestamp>,
+    /// The time that all files of a platform get, by its id.
+    epochs: BTreeMap<String, Option<Timestamp>>,
     /// What the names of statements' files begin with.
     prefix: String,
     /// The platform is part of these names.
@@ -97,6 +95,10 @@ struct Layout {
 }
 
 impl Layout {
+    fn epoch(&self, platform: &PlatformResult) -> Option<Timestamp> {
+        self.epochs.get(&platform.id).copied().flatten()
+    }
+
     /// The name of a statement's file.
     fn name(&self, path: &str, platform: &str) -> String {
         let base = path.rsplit('/').next().unwrap_or(path);
@@ -114,14 +116,15 @@ impl Layout {
 
 /// The files of a platform's result, and what is attested of them.
 async fn tree(cx: &ExportCx, platform: &PlatformResult, layout: &Layout) -> Result<Arc<dyn Tree>, ExportError> {
-    let plain = plain_tree(cx, platform, layout.epoch).await?;
+    let epoch = layout.epoch(platform);
+    let plain = plain_tree(cx, platform, epoch).await?;
     let attestations: Vec<_> = platform.attestations.iter().filter(|one| !one.inline_only).cloned().collect();
     if attestations.is_empty() {
         return Ok(plain);
     }
     let hashed = plain.clone();
     let subjects = castor_task::reading(move || subjects(hashed.as_ref())).await?;
-    let time = layout.epoch.unwrap_or_else(|| Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+    let time = epoch.unwrap_or_else(|| Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
     let mut statements = Files::default();
     let mut names = std::collections::HashSet::new();
     for attestation in &attestations {
@@ -199,8 +202,9 @@ async fn whole(
         };
     }
     let mut trees = Subdirectories::default();
-    let time = layout.epoch.unwrap_or_else(Timestamp::now);
     for platform in &result.platforms {
+        // BuildKit's directories have no time but this one.
+        let time = layout.epoch(platform).unwrap_or(Timestamp::UNIX_EPOCH);
         let stat = Stat {
             path: platform.id.replace('/', "_").into(),
             mode: mode::DIR | 0o755,
@@ -296,7 +300,7 @@ impl Exporter for LocalExporter {
             check_overlap(cx, result, &layout).await?;
             for platform in &result.platforms {
                 let tree = tree(cx, platform, &layout).await?;
-                self.send(cx, tree, &format!("copying files {}", platform.id)).await?;
+                self.send(cx, tree, "copying files").await?;
             }
             return Ok(Response::new());
         }
@@ -466,7 +470,7 @@ mod tests {
         files.insert(stat(b"l", mode::SYMLINK | 0o777), "");
         let found = subjects(&files).unwrap();
         assert_eq!(found, [Subject::new("d/f", castor_oci::Digest::of("hello"))]);
-        let mut layout = Layout { epoch: None, prefix: "x-".into(), by_platform: false };
+        let mut layout = Layout { epochs: BTreeMap::new(), prefix: "x-".into(), by_platform: false };
         assert_eq!(layout.name("a/provenance.json", "linux/amd64"), "x-provenance.json");
         layout.by_platform = true;
         assert_eq!(layout.name("sbom.spdx.json", "linux/arm64"), "x-sbom.spdx.linux_arm64.json");

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use castor_blobs::{Blobs, LayerBlob};
 use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, ImageConfig, Reference, media_type};
 use castor_registry::Client;
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::annotations::{ImageAnnotations, Place};
@@ -17,7 +18,6 @@ use crate::push::Push;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageOptions, OptionError, PlatformResult, Response};
 
 /// Annotations of layers that are between castor, BuildKit and containerd, and leave with no image.
-use crate::sbom;
 const INTERNAL: [&str; 2] = ["containerd.io/uncompressed", "buildkit/createdat"];
 /// The same by prefix: where a layer came from.
 const INTERNAL_PREFIX: &str = "containerd.io/distribution.source.";
@@ -80,11 +80,6 @@ impl ImageExporter {
     /// This exporter with what the frontend said about its result.
     pub(crate) fn for_result(&self, result: &BuildResult) -> Result<Self, ExportError> {
         let mut options = self.options.clone();
-        if options.epoch.is_none()
-            && let Some(epoch) = result.text("source.date.epoch").filter(|text| !text.is_empty())
-        {
-            options.epoch = Some(crate::options::parse_epoch(epoch)?);
-        }
         let mut said = ImageAnnotations::default();
         for (key, value) in &result.metadata {
             said.set(key, &String::from_utf8_lossy(value))?;
@@ -143,11 +138,12 @@ impl ImageExporter {
             let cache = self.inline_cache(cx, index, &layers).await?;
             let layers = self.rewritten(cx, result, platform, layers).await?;
             self.warn_of_lost_annotations(cx, &layers);
-            let (manifest, config) = self.platform_image(platform, &layers, cache.as_deref())?;
+            let epoch = self.options.epoch.of(result, &platform.id)?;
+            let (manifest, config) = self.platform_image(platform, &layers, epoch, cache.as_deref())?;
             say(format!("exporting manifest {}", manifest.descriptor.digest));
             say(format!("exporting config {}", config.descriptor.digest));
             if is_index && !platform.attestations.is_empty() {
-                let attested = self.attestations(cx, platform, &layers, &manifest.descriptor, names).await?;
+                let attested = self.attestations(platform, &manifest.descriptor, names)?;
                 say(format!("exporting attestation manifest {}", attested.manifest.descriptor.digest));
                 assembled.extras.extend(attested.blobs);
                 statements.push(attested.manifest);
@@ -183,13 +179,7 @@ impl ImageExporter {
             let of_platform = result.metadata.get(&format!("{key}/{}", platform.id));
             of_platform.or_else(|| result.metadata.get(key).filter(|_| !result.multi_platform))
         };
-        let epoch = match (self.options.epoch, said("source.date.epoch")) {
-            (None, Some(text)) if !text.is_empty() => {
-                Some(crate::options::parse_epoch(&String::from_utf8_lossy(text))?)
-            }
-            (epoch, _) => epoch,
-        };
-        let Some(epoch) = epoch else {
+        let Some(epoch) = self.options.epoch.of(result, &platform.id)? else {
             cx.cx.reporter().warn("rewrite-timestamp is specified, but no source-date-epoch was found");
             return Ok(layers);
         };
@@ -235,9 +225,7 @@ impl ImageExporter {
     }
 
     /// What is attested of a platform's image, which `target` names.
-        cx: &ExportCx,
-    async fn attestations(
-        layers: &[LayerBlob],
+    fn attestations(
         &self,
         platform: &PlatformResult,
         target: &Descriptor,
@@ -245,14 +233,7 @@ impl ImageExporter {
     ) -> Result<AttestationManifest, ExportError> {
         let subject = |name: &Reference| Subject::new(attest::package_url(name, &platform.platform), target.digest);
         let subjects: Vec<Subject> = names.iter().map(subject).collect();
-        let mut statements = Vec::with_capacity(platform.attestations.len());
-        for attestation in &platform.attestations {
-            statements.push(match attestation.is_core {
-                true => sbom::with_layers(&self.blobs, &cx.cx, attestation, layers).await?,
-                false => attestation.clone(),
-            });
-        }
-        let statements: Vec<_> = statements.iter().collect();
+        let statements: Vec<_> = platform.attestations.iter().collect();
         let artifact = self.options.oci_artifact.unwrap_or(true);
         attest::manifest(&statements, target, &subjects, artifact).map_err(ExportError::Attestation)
     }
@@ -268,6 +249,7 @@ impl ImageExporter {
         &self,
         platform: &PlatformResult,
         layers: &[LayerBlob],
+        epoch: Option<Timestamp>,
         cache: Option<&[u8]>,
     ) -> Result<(Document, Document), ExportError> {
         let oci = self.options.oci();
@@ -280,7 +262,7 @@ impl ImageExporter {
             })
             .collect();
         let config = if platform.config.is_empty() { default_config(platform) } else { platform.config.clone() };
-        let config = document::image_config(&config, &facts, self.options.epoch, cache, oci)?;
+        let config = document::image_config(&config, &facts, epoch, cache, oci)?;
         let descriptors = layers.iter().map(|layer| self.exported(&layer.descriptor)).collect();
         let annotations = |place| self.options.annotations.of(place, Some(&platform.platform));
         let mut manifest =
@@ -289,29 +271,18 @@ impl ImageExporter {
         manifest.descriptor.platform = Some(platform.platform.clone());
         Ok((manifest, config))
     }
-    /// Whether a layer stays where its image says it is to be had.
-    fn stays_elsewhere(&self, layer: &Descriptor) -> bool {
-        self.options.prefer_non_distributable && !layer.urls.is_empty()
-    }
-
 
     /// A layer's descriptor as the manifest shows it.
     fn exported(&self, layer: &Descriptor) -> Descriptor {
         let mut exported = layer.clone();
-        if self.stays_elsewhere(layer) {
-            exported.media_type = media_type::non_distributable(&layer.media_type).to_owned();
-        } else {
-            exported.media_type = media_type::distributable(&layer.media_type).to_owned();
-            exported.urls.clear();
-        }
         exported.platform = None;
         if self.options.oci() {
-            exported.media_type = media_type::to_oci(&exported.media_type).to_owned();
+            exported.media_type = media_type::to_oci(&layer.media_type).to_owned();
             exported
                 .annotations
                 .retain(|key, _| !INTERNAL.contains(&key.as_str()) && !key.starts_with(INTERNAL_PREFIX));
         } else {
-            exported.media_type = media_type::to_docker(&exported.media_type).to_owned();
+            exported.media_type = media_type::to_docker(&layer.media_type).to_owned();
             exported.annotations.clear();
         }
         exported
@@ -355,11 +326,10 @@ impl Exporter for ImageExporter {
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
         let exporter = self.for_result(result)?;
         let references = exporter.options.references(result.text("image.name"))?;
-        let mut assembled = exporter.assemble(cx, result, &references, true).await?;
+        let assembled = exporter.assemble(cx, result, &references, true).await?;
         if exporter.options.push {
             if references.is_empty() {
                 return Err(ExportError::NoName);
-            assembled.layers.retain(|layer| !exporter.stays_elsewhere(&layer.descriptor));
             }
             let access = cx.access.clone().with_insecure(exporter.options.insecure);
             let push = Push { registry: &exporter.registry, blobs: &exporter.blobs, access, cx: &cx.cx };

@@ -4,15 +4,14 @@
 mod annotations;
 mod archive;
 mod attest;
-mod claims;
 mod document;
+mod epoch;
 mod error;
 mod files;
 mod image;
 mod options;
 mod push;
 mod result;
-mod sbom;
 mod tally;
 
 use std::collections::BTreeMap;
@@ -26,12 +25,12 @@ use castor_solver::Cx;
 
 pub use annotations::ImageAnnotations;
 pub use archive::{ArchiveExporter, ArchiveKind};
-pub use claims::{Claim, ClaimError, read_claims};
+pub use epoch::Epoch;
 pub use error::ExportError;
 pub use files::{LocalExporter, TarExporter};
 pub use image::ImageExporter;
 pub use options::{ImageOptions, OptionError};
-pub use result::{Attestation, BuildResult, PlatformResult, ResultError, StatementSubject};
+pub use result::{Attestation, BuildResult, PlatformResult, ResultError};
 
 /// What an export may use of the build it belongs to.
 #[derive(Debug, Clone)]

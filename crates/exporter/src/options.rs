@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use castor_blobs::{Compression, Form};
 use castor_oci::Reference;
-use jiff::Timestamp;
 
 use crate::annotations::ImageAnnotations;
+use crate::epoch::Epoch;
 
 /// What an image is exported as and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,10 +29,8 @@ pub struct ImageOptions {
     pub oci_media_types: Option<bool>,
     /// How layers are compressed.
     pub compression: Compression,
-    /// Layers that their image says are to be had elsewhere stay there.
-    pub prefer_non_distributable: bool,
     /// Times are cut to it.
-    pub epoch: Option<Timestamp>,
+    pub epoch: Epoch,
     /// Whether those of files in layers are, too.
     pub rewrite_timestamp: bool,
     /// Whether statements that are for images only go into this one, if it was said.
@@ -117,8 +115,7 @@ impl ImageOptions {
             dangling_empty_only: false,
             oci_media_types: None,
             compression: Compression::default(),
-            prefer_non_distributable: false,
-            epoch: None,
+            epoch: Epoch::default(),
             rewrite_timestamp: false,
             attestation_inline: None,
             oci_artifact: None,
@@ -139,6 +136,7 @@ impl ImageOptions {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
         let flag = || parse_bool(key, value);
+        let unsupported = || Err(OptionError::Unsupported(format!("image exporter option {key}={value}")));
         match key {
             "name" => self.names = value.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
             "push" => self.push = flag()?,
@@ -157,12 +155,12 @@ impl ImageOptions {
                 self.compression.level = Some(value.parse().ok().filter(|level| *level <= 22).ok_or_else(bad)?);
             }
             "force-compression" => self.compression.force = flag()?,
-            "source-date-epoch" if value.is_empty() => self.epoch = None,
-            "source-date-epoch" => self.epoch = Some(parse_epoch(value)?),
+            "source-date-epoch" => self.epoch = Epoch::parse(value)?,
             // castor, like BuildKit's OCI worker, has no image store to put an image into.
             "store" | "unpack" | "unsafe-internal-store-allow-incomplete" => drop(flag()?),
             "rewrite-timestamp" => self.rewrite_timestamp = flag()?,
-            "prefer-nondist-layers" => self.prefer_non_distributable = flag()?,
+            "prefer-nondist-layers" if flag()? => return unsupported(),
+            "prefer-nondist-layers" => {}
             "attestation-inline" => self.attestation_inline = Some(flag()?),
             "oci-artifact" => self.oci_artifact = Some(flag()?),
             _ if self.annotations.set(key, value)? => {}
@@ -208,13 +206,6 @@ pub fn parse_bool(key: &str, value: &str) -> Result<bool, OptionError> {
     }
 }
 
-/// `SOURCE_DATE_EPOCH`: seconds since 1970.
-pub fn parse_epoch(value: &str) -> Result<Timestamp, OptionError> {
-    let bad = || OptionError::Number { key: "source-date-epoch".into(), value: value.into() };
-    let seconds: i64 = value.parse().map_err(|_| bad())?;
-    Timestamp::new(seconds, 0).map_err(|_| bad())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,7 +240,7 @@ mod tests {
             (&[("push", "maybe")][..], "push"),
             (&[("compression", "lzma")], "lzma"),
             (&[("compression", "estargz"), ("oci-mediatypes", "false")], "conflicts with \"oci-mediatypes=false\""),
-            (&[("prefer-nondist-layers", "some")], "prefer-nondist-layers"),
+            (&[("prefer-nondist-layers", "true")], "prefer-nondist-layers"),
             (&[("annotation-layer.a", "b")], "annotation type layer"),
             (&[("compression-level", "99")], "99"),
         ] {

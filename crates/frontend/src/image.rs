@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use castor_dockerfile::{Options, context_for_image};
 use castor_llb::state::{Constraints, ImageOptions};
 use castor_llb::{Definition, MarshalOptions, State};
 use castor_oci::{ImageConfig, Reference};
@@ -16,9 +17,10 @@ use tokio::io::simplex;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::FrontendRequest;
+use crate::dockerfile::Resolver;
 use crate::failure::from_failure;
 use crate::gateway::{BridgeService, Gateway};
+use crate::{FrontendRequest, is_replaced};
 
 /// Bytes on their way to or from a frontend.
 const PIPE: usize = 64 << 10;
@@ -32,12 +34,18 @@ pub(crate) async fn run(
     source: &str,
     request: FrontendRequest,
 ) -> Result<SolveResult, BridgeError> {
-    let (reference, config) = resolve(&bridge, source).await?;
+    let (definition, config) = match context(&bridge, source, &request).await? {
+        Some((definition, config)) => (definition, config.unwrap_or_default()),
+        None => {
+            let (reference, config) = resolve(&bridge, source).await?;
+            let options = ImageOptions { record_type: "frontend".to_owned(), ..ImageOptions::default() };
+            let definition = State::image(&reference, &options, Constraints::new())
+                .marshal(&MarshalOptions::default())
+                .map_err(|error| BridgeError::unknown(format!("failed to marshal frontend image: {error}")))?;
+            (definition, config)
+        }
+    };
     check_caps(&config, &request)?;
-    let options = ImageOptions { record_type: "frontend".to_owned(), ..ImageOptions::default() };
-    let definition = State::image(&reference, &options, Constraints::new())
-        .marshal(&MarshalOptions::default())
-        .map_err(|error| BridgeError::unknown(format!("failed to marshal frontend image: {error}")))?;
     let root = load(&bridge, definition).await?;
 
     let gateway = Gateway::with_inputs(bridge.clone(), request.inputs.clone());
@@ -73,6 +81,28 @@ pub(crate) async fn run(
         (Some(Ok(result)), Ok(())) => Ok(result),
         (None, Ok(())) => Err(BridgeError::unknown("no result for incomplete build")),
     }
+}
+
+/// What the client gave in the place of the image.
+async fn context(
+    bridge: &Arc<dyn Bridge>,
+    source: &str,
+    request: &FrontendRequest,
+) -> Result<Option<(Definition, Option<ImageConfig>)>, BridgeError> {
+    if !is_replaced(&request.options, source) {
+        return Ok(None);
+    }
+    let options = Options::from_attrs(&request.options, &bridge.session(), request.inputs.clone())
+        .map_err(|error| BridgeError::unknown(error.to_string()))?;
+    let resolver = Resolver::new(bridge.clone(), None);
+    context_for_image(&options, &resolver, source).await.map_err(|error| {
+        // A look-up's error brings its own code and details.
+        let cause = error.cause().and_then(|cause| cause.downcast_ref::<BridgeError>());
+        BridgeError {
+            message: error.message().to_owned(),
+            ..cause.cloned().unwrap_or_else(|| BridgeError::unknown(""))
+        }
+    })
 }
 
 /// The image by its digest, and its configuration.

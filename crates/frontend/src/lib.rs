@@ -14,7 +14,6 @@ mod dockerfile;
 mod failure;
 mod gateway;
 mod image;
-mod sbom;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +27,6 @@ use castor_ops::{Bridge, BridgeError, SolveResult};
 pub use dockerfile::DockerfileV0;
 pub use failure::{from_failure, to_failure};
 pub use gateway::{BUILD_ID_HEADER, BridgeService, Gateway, Gateways, Locate, Registered};
-pub use sbom::{PREDICATE as SBOM_PREDICATE, SbomOptions, ScanTarget, Scanner};
 
 /// The version of BuildKit's Dockerfile frontend that the builtin one is like; provenance tells it.
 pub const DOCKERFILE_VERSION: &str = "1.26.0";
@@ -68,14 +66,14 @@ pub async fn solve(bridge: Arc<dyn Bridge>, name: &str, request: FrontendRequest
 
 /// `gateway.v0` runs the frontend in an image, or the builtin one where that is what the image is.
 async fn gateway_v0(bridge: Arc<dyn Bridge>, mut request: FrontendRequest) -> Result<SolveResult, BridgeError> {
+    if request.options.contains_key("gateway-devel") {
+        return Err(BridgeError::unknown("development gateway is no longer supported"));
+    }
     let source = request.options.get("source").cloned().unwrap_or_default();
     if source.is_empty() {
         return Err(BridgeError::unknown("no source specified for gateway"));
     }
-    if request.options.contains_key("gateway-devel") {
-        return Err(BridgeError::unknown("development gateway is removed"));
-    }
-    let replaced = request.options.keys().any(|key| key.split("::").next() == Some("context:dockerfile.v0"));
+    let replaced = is_replaced(&request.options, &source);
     if source == "dockerfile.v0" && !replaced {
         // The options say already which frontend this is: its syntax line is not looked at again.
         request.options.entry("cmdline".to_owned()).or_insert_with(|| source.clone());
@@ -86,19 +84,19 @@ async fn gateway_v0(bridge: Arc<dyn Bridge>, mut request: FrontendRequest) -> Re
     if !allowed.is_empty() && !allowed.contains(&repository) {
         return Err(BridgeError::unknown(format!("'{source}' is not an allowed gateway source")));
     }
-    if dockerfile::is_dockerfile_image(&source) {
+    if !replaced && dockerfile::is_dockerfile_image(&source) {
         let mut result_request = request;
         result_request.options.insert("castor-builtin-for".to_owned(), source);
         return DockerfileV0.solve(bridge, result_request).await;
     }
-    let name = source.parse::<Reference>().map(|reference| reference.familiar()).unwrap_or_else(|_| source.clone());
-    let name = name.strip_suffix(":latest").unwrap_or(&name);
-    let replaced = |key: &String| {
-        key.strip_prefix("context:").and_then(|key| key.split("::").next()).is_some_and(|context| context == name)
-    };
-    if request.options.keys().any(replaced) {
-        let message = format!("a named context instead of the frontend image {source} is not supported by castor yet");
-        return Err(BridgeError::unimplemented(message));
-    }
     image::run(bridge, &source, request).await
+}
+
+/// Whether the client gave a context of its own for the image `source`.
+fn is_replaced(options: &BTreeMap<String, String>, source: &str) -> bool {
+    let name = source.parse::<Reference>().map_or_else(|_| source.to_owned(), |reference| reference.familiar());
+    let name = name.strip_suffix(":latest").unwrap_or(&name);
+    options.keys().any(|key| {
+        key.strip_prefix("context:").and_then(|key| key.split("::").next()).is_some_and(|context| context == name)
+    })
 }

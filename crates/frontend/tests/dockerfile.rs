@@ -50,6 +50,45 @@ async fn several_platforms_are_a_map() {
 }
 
 #[tokio::test]
+async fn the_time_of_a_source_is_that_of_the_result() {
+    let fake = dockerfile("FROM scratch\nCOPY a /\n");
+    for (source, time) in [
+        ("https://example.com/a.git", "1700000601"),
+        ("http://example.com/dated", "1700000701"),
+        // That it does not say, so the archive is looked into.
+        ("http://example.com/other", "1700000777"),
+    ] {
+        let options = [("build-arg:SOURCE_DATE_EPOCH", "x"), ("context:x", source)];
+        let result = build(&fake, "dockerfile.v0", &options).await.unwrap();
+        assert_eq!(result.metadata["source.date.epoch"], time, "{source}");
+    }
+    let asked = fake.resolved.lock();
+    assert!(
+        asked.iter().all(|(_, vertex)| vertex == "[internal] resolve SOURCE_DATE_EPOCH named context x"),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_context_may_take_the_place_of_a_frontends_image() {
+    let fake = Arc::new(FakeBuild { program: Some(Script::Return), ..FakeBuild::default() });
+    for source in ["golden.test/frontend", "docker/dockerfile:1"] {
+        let context = format!("context:{source}");
+        let options = [("source", source), (context.as_str(), "docker-image://golden.test/other:1")];
+        let result = build(&fake, "gateway.v0", &options).await.unwrap();
+        assert_eq!(result.metadata["made.by"], "program");
+        let name = source.strip_prefix("docker.io/").unwrap_or(source);
+        let vertex = format!("[context {name}] load metadata for golden.test/other:1");
+        let asked = fake.resolved.lock().pop().unwrap();
+        assert_eq!(asked, ("docker-image://golden.test/other:1".to_owned(), vertex));
+    }
+    let options =
+        [("source", "golden.test/frontend"), ("context:golden.test/frontend", "docker-image://golden.test/missing:1")];
+    let error = build(&fake, "gateway.v0", &options).await.unwrap_err();
+    assert_eq!(error.code, code::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn reads_the_ignore_file_of_the_dockerfile_or_of_the_context() {
     let text = "FROM scratch\nCOPY . /\n";
     let own = FakeBuild::with(&[

@@ -30,7 +30,7 @@ mod source_map;
 pub mod state;
 
 pub use caps::CapSet;
-pub use definition::Definition;
+pub use definition::{Definition, OnlySource};
 pub use error::LlbError;
 pub use graph::{Edge, Graph, Limits, Vertex};
 pub use metadata::{LinuxResources, OpMetadata, ProgressGroup};

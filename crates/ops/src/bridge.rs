@@ -37,6 +37,10 @@ pub trait Bridge: Send + Sync + 'static {
     /// What is at a path of a result; links are followed.
     async fn stat_file(&self, reference: &LazyRef, path: &str) -> Result<Stat, BridgeError>;
 
+    /// The latest time of a file in the archive that is at a path of a result, in seconds since 1970; `None` if what is
+    /// there is no archive.
+    async fn archive_time(&self, reference: &LazyRef, path: &str) -> Result<Option<i64>, BridgeError>;
+
     /// Runs a frontend that is a program: in a container of its own, on a copy of `root`, until it ends.
     async fn run(&self, root: &LazyRef, program: Program) -> Result<(), BridgeError>;
 
@@ -130,44 +134,6 @@ pub struct SolveResult {
 
 /// The refs of a result. A ref that is `None` is scratch.
 #[derive(Debug, Clone)]
-    /// What the frontend attests of them, by the platform of the result.
-    pub attestations: BTreeMap<String, Vec<Attested>>,
-}
-
-impl SolveResult {
-    /// All refs that are not scratch, those that attestations are in among them.
-    pub fn all_refs(&self) -> impl Iterator<Item = &LazyRef> {
-        let attested = self.attestations.values().flatten().filter_map(|one| one.reference.as_ref());
-        self.refs.iter().chain(attested)
-    }
-}
-
-/// What a frontend attests of a result. The statements themselves are files of a ref, read when the result leaves.
-#[derive(Debug, Clone, Default)]
-pub struct Attested {
-    /// A directory with whole statements of in-toto's form, rather than a file with a predicate.
-    pub bundle: bool,
-    /// What BuildKit's parts tell each other of it: `reason`, `sbom-core`, `inline-only`.
-    pub metadata: BTreeMap<String, Bytes>,
-    /// Where the file or the directory is.
-    pub reference: Option<LazyRef>,
-    /// Its path there.
-    pub path: String,
-    /// The predicate's type; of a bundle, that of all statements in it, or empty for any.
-    pub predicate_type: String,
-    /// What the predicate is about; nothing means the result.
-    pub subjects: Vec<AttestedSubject>,
-}
-
-/// What a predicate is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttestedSubject {
-    /// The result itself, whatever it becomes, and not what the digests name.
-    pub is_result: bool,
-    /// A name for it; empty for none.
-    pub name: String,
-    /// Its digests, as the frontend gave them.
-    pub digests: Vec<String>,
 pub enum Refs {
     /// One result.
     Single(Option<LazyRef>),

@@ -1,10 +1,11 @@
 //! Looking into results and at sources, as frontends ask for it.
 
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{Read, Seek as _, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use castor_archive::tar;
 use castor_fsutil::{Patterns, Stat, Walk};
 use castor_llb::{GitSource, HttpSource, OciLayoutSource, Source};
 use castor_oci::{Platform, Reference};
@@ -42,6 +43,16 @@ impl Worker {
     pub async fn stat_file(&self, cx: &Cx, result: &ImmutableRef, path: &str) -> Result<Stat, BridgeError> {
         let (mounting, path) = (result.mount(cx).await.map_err(OpError::from)?, path.to_owned());
         reading(move || stat_file(mounting.path(), &path)).await
+    }
+
+    /// The latest time of a file in an archive; `None` if it is none.
+    pub async fn archive_time(&self, cx: &Cx, result: &ImmutableRef, path: &str) -> Result<Option<i64>, BridgeError> {
+        let (mounting, path) = (result.mount(cx).await.map_err(OpError::from)?, path.to_owned());
+        reading(move || {
+            let tree = Tree::open(mounting.path()).map_err(|error| failed(&error))?;
+            Ok(latest(tree.open_regular(&path).map_err(|error| failed(&error))?))
+        })
+        .await
     }
 
     /// What is known of a source; shown as a vertex in `sink`.
@@ -197,6 +208,20 @@ fn read_dir(root: &Path, request: &ReadDir) -> Result<Vec<Stat>, BridgeError> {
     Ok(entries)
 }
 
+/// The latest time of a file in a tar, compressed or not.
+fn latest(input: impl Read + Send) -> Option<i64> {
+    let (_, stream) = castor_archive::decompress(input).ok()?;
+    let mut reader = tar::Reader::new(stream).allow_sparse();
+    let mut latest = None;
+    // A tar that is cut off is none.
+    while let Some(entry) = reader.next().ok()? {
+        if matches!(entry.kind, tar::Kind::File | tar::Kind::Hardlink) {
+            latest = latest.max(Some(entry.mtime.seconds));
+        }
+    }
+    latest
+}
+
 fn stat_file(root: &Path, path: &str) -> Result<Stat, BridgeError> {
     let tree = Tree::open(root).map_err(|error| failed(&error))?;
     tree.details(path).map_err(|error| failed(&error))
@@ -204,4 +229,29 @@ fn stat_file(root: &Path, path: &str) -> Result<Stat, BridgeError> {
 
 fn failed(error: &dyn std::fmt::Display) -> BridgeError {
     BridgeError::unknown(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use castor_archive::Timestamp;
+    use castor_archive::tar::{Header, Kind, Writer};
+
+    #[test]
+    fn an_archive_is_as_old_as_its_youngest_file() {
+        let mut writer = Writer::new(Vec::new());
+        for (path, kind, seconds) in
+            [("a", Kind::File, 5), ("b", Kind::File, 7), ("c", Kind::File, 6), ("d/", Kind::Directory, 99)]
+        {
+            let mtime = Timestamp::from_seconds(seconds);
+            writer
+                .append(&Header { path: path.into(), kind, mtime, ..Header::default() }, &mut std::io::empty())
+                .unwrap();
+        }
+        let tar = writer.finish().unwrap();
+        assert_eq!(latest(tar.as_slice()), Some(7));
+        assert_eq!(latest(&tar[..tar.len() / 2 - 100]), None);
+        assert_eq!(latest(&b"FROM scratch\n"[..]), None);
+        assert_eq!(latest(&[][..]), None);
+    }
 }

@@ -1,4 +1,4 @@
-//! Arguments: predefined, global, proxies, `SOURCE_DATE_EPOCH`.
+//! Arguments: predefined, global, proxies.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +7,10 @@ use castor_llb::op::ProxyEnv;
 use castor_llb::state::Env;
 use castor_oci::Platform;
 
-use crate::error::{DockerfileError, Result};
-use crate::instruction::{Argument, Stage};
+use crate::error::Result;
+use crate::instruction::Argument;
+use crate::platform;
 use crate::shell::Lexer;
-use crate::{Options, platform};
 
 /// Arguments that BuildKit reads itself and that are no variables of processes.
 pub(super) const NOT_IN_ENV: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
@@ -82,50 +82,4 @@ pub(super) fn proxies(args: &BTreeMap<String, String>) -> Option<ProxyEnv> {
         any = true;
     }
     any.then_some(proxies)
-}
-
-const EPOCH: &str = "SOURCE_DATE_EPOCH";
-
-/// The time that files and history get; the argument is left as a number, or taken away.
-pub(super) fn epoch(
-    build_args: &mut BTreeMap<String, String>,
-    global_args: &mut Env,
-    options: &Options,
-    stages: &[Stage],
-) -> Result<Option<i64>> {
-    let global = global_args.get(EPOCH).filter(|value| !value.is_empty());
-    let Some(text) = build_args.get(EPOCH).map(String::as_str).or(global).map(str::to_owned) else {
-        return Ok(None);
-    };
-    let epoch = match text.parse::<i64>() {
-        Ok(epoch) => Some(epoch),
-        Err(_) if text.is_empty() => None,
-        // A directory of the client has no time of its own.
-        Err(_) if text == "context" && options.context_url.is_empty() => None,
-        Err(_) => {
-            let named = |name: &str| options.contexts.keys().any(|key| key.split("::").next() == Some(name));
-            let known = text == "context"
-                || named(&text)
-                || stages.iter().any(|stage| stage.name == text.to_lowercase() && !stage.name.is_empty());
-            return Err(DockerfileError::new(if known {
-                format!("{EPOCH}={text} is not supported by castor yet: use a number")
-            } else {
-                format!("invalid {EPOCH}: {text}")
-            }));
-        }
-    };
-    let text = epoch.map(|epoch| epoch.to_string());
-    if build_args.contains_key(EPOCH) {
-        match &text {
-            Some(text) => drop(build_args.insert(EPOCH.into(), text.clone())),
-            None => drop(build_args.remove(EPOCH)),
-        }
-    }
-    if global_args.get(EPOCH).is_some() {
-        match &text {
-            Some(text) => global_args.set(EPOCH, text),
-            None => global_args.remove(EPOCH),
-        }
-    }
-    Ok(epoch)
 }

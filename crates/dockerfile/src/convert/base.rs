@@ -107,7 +107,7 @@ impl Converter<'_> {
             return Ok(None);
         }
         if let Some(context) = &wanted.context {
-            let (state, config) = context.load(self).await?;
+            let (state, config) = context.load(&self.loader()).await?;
             return Ok(Some(match self.stages[wanted.stage].context {
                 Some(_) => Base::Stage(state, config),
                 None => Base::Context(state, config),

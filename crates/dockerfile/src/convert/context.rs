@@ -1,6 +1,7 @@
 //! Contexts: the main one, named ones, the Dockerfile's own.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 
 use castor_llb::state::{Action, Constraints, CopyOptions, HttpOptions, ImageOptions, Late, LocalOptions};
 use castor_llb::state::{OciLayoutOptions, join};
@@ -14,7 +15,7 @@ use crate::git::GitRef;
 use crate::gofmt::quote;
 use crate::ignore::{self, Patterns};
 use crate::lookup::{IgnoreLookup, ImageLookup, OciLayoutLookup};
-use crate::{HttpContext, Options, platform};
+use crate::{HttpContext, MetaResolver, Options, platform};
 
 const IGNORE_NAME: &str = ".dockerignore";
 /// The name of the file that a web server has under the URL of a context.
@@ -44,6 +45,45 @@ pub(super) struct LocalContext {
     full_name: String,
     excludes: Vec<String>,
     paths: usize,
+}
+
+impl LocalContext {
+    /// Says what it is, now that it is known which paths are needed; all of them if none is named.
+    fn set(self, options: &Options, follow_paths: Vec<String>) {
+        let shared = options.shared_keys.get(&self.full_name).cloned().unwrap_or_default();
+        let local_options = LocalOptions {
+            session: options.session_of(&self.local).to_owned(),
+            shared_key_hint: format!("context:{}-{shared}", self.full_name),
+            exclude_patterns: self.excludes,
+            follow_paths,
+            ..LocalOptions::default()
+        };
+        let name = format!("[context {}] load from client", self.full_name);
+        self.late.set(&State::local(&self.local, &local_options, Constraints::new().name(name)));
+    }
+}
+
+/// What it takes to load contexts.
+pub(super) struct Loader<'a> {
+    options: &'a Options,
+    resolver: &'a dyn MetaResolver,
+    /// Local directories that were found on the way.
+    found_locals: &'a Mutex<Vec<LocalContext>>,
+}
+
+/// The context that is called like the image `source`, if there is one: what makes it, and its config if it is an image.
+/// Clients put contexts into the place of frontends' images by such names.
+pub async fn context_for_image(
+    options: &Options,
+    resolver: &dyn MetaResolver,
+    source: &str,
+) -> Result<Option<(Definition, Option<ImageConfig>)>, DockerfileError> {
+    let Some(context) = NamedContext::find(options, source, None, 0)? else { return Ok(None) };
+    let found_locals = Mutex::default();
+    let (state, config) = context.load(&Loader { options, resolver, found_locals: &found_locals }).await?;
+    let found = found_locals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    found.into_iter().for_each(|local| local.set(options, Vec::new()));
+    Ok(Some((marshalled(&state, "named context")?, config)))
 }
 
 fn is_http(text: &str) -> bool {
@@ -114,7 +154,7 @@ pub fn http_context(options: &Options) -> Result<Option<Definition>, DockerfileE
 }
 
 /// The main context, if it is no directory of the client.
-fn remote_context(options: &Options) -> Result<Option<State>> {
+pub(super) fn remote_context(options: &Options) -> Result<Option<State>> {
     let url = &options.context_url;
     let state = match GitRef::parse(url) {
         Some(Err(error)) => return Err(DockerfileError::new(error)),
@@ -173,28 +213,12 @@ impl Converter<'_> {
         platform: Option<&Platform>,
         paths: usize,
     ) -> Result<Option<NamedContext>> {
-        if name.eq_ignore_ascii_case(SCRATCH) || name.eq_ignore_ascii_case("context") {
-            return Ok(None);
-        }
-        let platform = platform.or(self.request.target_platform.as_ref());
-        let reference: Reference =
-            name.parse().map_err(|error| DockerfileError::new(format!("invalid context name {name}: {error}")))?;
-        let familiar = reference.familiar();
-        let name = familiar.strip_suffix(":latest").unwrap_or(&familiar).to_owned();
-        let host = Platform::host();
-        let normal = platform::normalize(platform.unwrap_or(&host));
-        let with_platform = format!("{name}::{}", platform::format_all(&normal));
-        let found = [with_platform, name.clone()]
-            .into_iter()
-            .find_map(|key| self.options.contexts.get(&key).map(|input| (key, input.clone())));
-        Ok(found.map(|(full_name, input)| NamedContext {
-            input,
-            name,
-            full_name,
-            platform: platform.cloned(),
-            paths,
-            late: State::late(),
-        }))
+        NamedContext::find(self.options, name, platform.or(self.request.target_platform.as_ref()), paths)
+    }
+
+    /// What loads contexts for this conversion.
+    pub(super) fn loader(&self) -> Loader<'_> {
+        Loader { options: self.options, resolver: self.resolver, found_locals: &self.found_locals }
     }
 
     /// Reads the main context's `.dockerignore`.
@@ -235,34 +259,49 @@ impl Converter<'_> {
         self.late_build_context.set(&state);
         let found = self.found_locals.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         for context in std::mem::take(found) {
-            let shared = self.options.shared_keys.get(&context.full_name).cloned().unwrap_or_default();
-            let local_options = LocalOptions {
-                session: self.options.session_of(&context.local).to_owned(),
-                shared_key_hint: format!("context:{}-{shared}", context.full_name),
-                exclude_patterns: context.excludes,
-                follow_paths: follow_paths(&self.paths[context.paths]),
-                ..LocalOptions::default()
-            };
-            let name = format!("[context {}] load from client", context.full_name);
-            let state = State::local(&context.local, &local_options, Constraints::new().name(name));
-            context.late.set(&state);
+            let paths = follow_paths(&self.paths[context.paths]);
+            context.set(self.options, paths);
         }
         Ok(())
     }
 }
 
 impl NamedContext {
+    fn find(options: &Options, name: &str, platform: Option<&Platform>, paths: usize) -> Result<Option<Self>> {
+        if name.eq_ignore_ascii_case(SCRATCH) || name.eq_ignore_ascii_case("context") {
+            return Ok(None);
+        }
+        let reference: Reference =
+            name.parse().map_err(|error| DockerfileError::new(format!("invalid context name {name}: {error}")))?;
+        let familiar = reference.familiar();
+        let name = familiar.strip_suffix(":latest").unwrap_or(&familiar).to_owned();
+        let host = Platform::host();
+        let normal = platform::normalize(platform.unwrap_or(&host));
+        let with_platform = format!("{name}::{}", platform::format_all(&normal));
+        let found = [with_platform, name.clone()]
+            .into_iter()
+            .find_map(|key| options.contexts.get(&key).map(|input| (key, input.clone())));
+        Ok(found.map(|(full_name, input)| Self {
+            input,
+            name,
+            full_name,
+            platform: platform.cloned(),
+            paths,
+            late: State::late(),
+        }))
+    }
+
     /// Loads the context: its state, and its config if it is an image.
-    pub(super) async fn load(&self, converter: &Converter<'_>) -> Result<(State, Option<ImageConfig>)> {
+    pub(super) async fn load(&self, loader: &Loader<'_>) -> Result<(State, Option<ImageConfig>)> {
         let Some((scheme, rest)) = self.input.split_once(':') else {
             let message = format!("invalid context specifier {} for {}", self.input, self.full_name);
             return Err(DockerfileError::new(message));
         };
         match scheme {
-            "docker-image" => self.load_image(converter, rest.trim_start_matches("//")).await,
-            "oci-layout" => self.load_layout(converter, rest.trim_start_matches("//")).await,
-            "local" => self.load_local(converter, rest).await,
-            "input" => self.load_input(converter.options, rest),
+            "docker-image" => self.load_image(loader, rest.trim_start_matches("//")).await,
+            "oci-layout" => self.load_layout(loader, rest.trim_start_matches("//")).await,
+            "local" => self.load_local(loader, rest).await,
+            "input" => self.load_input(loader.options, rest),
             "git" | "http" | "https" => self.load_url(),
             scheme if scheme.starts_with("git@") => self.load_url(),
             scheme => {
@@ -272,7 +311,18 @@ impl NamedContext {
         }
     }
 
-    async fn load_image(&self, converter: &Converter<'_>, name: &str) -> Result<(State, Option<ImageConfig>)> {
+    /// The context, if it is of a kind that has a time: not a directory of the client, and not an image.
+    pub(super) fn with_a_time(&self, options: &Options) -> Result<Option<State>> {
+        let (scheme, rest) = self.input.split_once(':').unwrap_or((&self.input, ""));
+        match scheme {
+            "input" => Ok(Some(self.load_input(options, rest)?.0)),
+            "git" | "http" | "https" => Ok(Some(self.load_url()?.0)),
+            scheme if scheme.starts_with("git@") => Ok(Some(self.load_url()?.0)),
+            _ => Ok(None),
+        }
+    }
+
+    async fn load_image(&self, loader: &Loader<'_>, name: &str) -> Result<(State, Option<ImageConfig>)> {
         if name == SCRATCH {
             return Ok((State::scratch(), None));
         }
@@ -280,11 +330,11 @@ impl NamedContext {
         let lookup = ImageLookup {
             reference: reference.to_string(),
             platform: self.platform.clone(),
-            mode: converter.options.resolve_mode,
+            mode: loader.options.resolve_mode,
             log_name: format!("[context {}] load metadata for {name}", self.full_name),
             oci_layout: None,
         };
-        let resolved = converter.resolver.image_config(&lookup).await.map_err(DockerfileError::lookup)?;
+        let resolved = loader.resolver.image_config(&lookup).await.map_err(DockerfileError::lookup)?;
         let mut config = image::parse(&resolved.config).map_err(DockerfileError::new)?;
         config.created = None;
         let constraints =
@@ -293,7 +343,7 @@ impl NamedContext {
         Ok((state.image_config(&config), Some(config)))
     }
 
-    async fn load_layout(&self, converter: &Converter<'_>, text: &str) -> Result<(State, Option<ImageConfig>)> {
+    async fn load_layout(&self, loader: &Loader<'_>, text: &str) -> Result<(State, Option<ImageConfig>)> {
         let Some((store, digest)) = text.split_once('@') else {
             return Err(DockerfileError::new(format!("oci-layout reference {} has no digest", quote(text))));
         };
@@ -305,15 +355,15 @@ impl NamedContext {
         // The name is for people; what counts is the digest.
         let shown: Reference = self.name.parse().map_err(|error| bad(&self.name, format!("{error}")))?;
         let shown = format!("{}@{digest}", shown.repository());
-        let session = converter.options.session.clone();
+        let session = loader.options.session.clone();
         let lookup = ImageLookup {
             reference: shown.clone(),
             platform: self.platform.clone(),
-            mode: converter.options.resolve_mode,
+            mode: loader.options.resolve_mode,
             log_name: format!("[context {}] load metadata for {shown}", self.full_name),
             oci_layout: Some(OciLayoutLookup { session: session.clone(), store: store.clone() }),
         };
-        let resolved = converter.resolver.image_config(&lookup).await.map_err(DockerfileError::lookup)?;
+        let resolved = loader.resolver.image_config(&lookup).await.map_err(DockerfileError::lookup)?;
         let config = image::parse(&resolved.config)
             .map_err(|error| DockerfileError::new(format!("could not parse oci-layout image config: {error}")))?;
         let constraints = Constraints::new()
@@ -324,12 +374,12 @@ impl NamedContext {
         Ok((state.image_config(&config), Some(config)))
     }
 
-    async fn load_local(&self, converter: &Converter<'_>, local: &str) -> Result<(State, Option<ImageConfig>)> {
+    async fn load_local(&self, loader: &Loader<'_>, local: &str) -> Result<(State, Option<ImageConfig>)> {
         let hint = format!("context:{}-{IGNORE_NAME}", self.full_name);
         let name = format!("[context {}] load {IGNORE_NAME}", self.full_name);
-        let source = ignore_source(converter.options, local, hint, name);
+        let source = ignore_source(loader.options, local, hint, name);
         let lookup = IgnoreLookup::Named { source: marshalled(&source, "local source")? };
-        let file = converter.resolver.ignore_file(&lookup).await.map_err(DockerfileError::lookup)?;
+        let file = loader.resolver.ignore_file(&lookup).await.map_err(DockerfileError::lookup)?;
         let excludes = match file {
             None => Vec::new(),
             Some(file) => ignore::read(&file.data)
@@ -342,7 +392,7 @@ impl NamedContext {
             excludes,
             paths: self.paths,
         };
-        converter.found_locals.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(context);
+        loader.found_locals.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(context);
         Ok((self.late.0.clone(), None))
     }
 

@@ -75,7 +75,7 @@ fn is_symbolic_mode(text: &str) -> bool {
 }
 
 /// The last part of a URL's path, for the file's name.
-fn file_name(url: &str) -> String {
+pub(super) fn file_name(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     if !crate::git::is_legal_url(rest) {
         return "__unnamed__".into();
@@ -205,7 +205,8 @@ impl Converter<'_> {
                 if !copy.add {
                     return refuse("source can't be a git ref for COPY");
                 }
-                return copied(git_source(copy, git, name)?, "/".into(), options.clone());
+                let from = git_source(copy, git, Constraints::new().name(name))?;
+                return copied(from, "/".into(), options.clone());
             }
             _ => {}
         }
@@ -292,7 +293,7 @@ fn check_checksum(copy: &CopyFiles) -> Result<()> {
 }
 
 /// A digest, of any algorithm that BuildKit knows.
-fn parse_checksum(text: &str) -> Result<String> {
+pub(super) fn parse_checksum(text: &str) -> Result<String> {
     let (algorithm, value) = text.split_once(':').unwrap_or(("", ""));
     if algorithm.is_empty() || value.is_empty() {
         return refuse("invalid checksum digest format");
@@ -322,7 +323,7 @@ fn parse_checksum(text: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
-fn git_source(copy: &CopyFiles, mut git: GitRef, name: &str) -> Result<State> {
+pub(super) fn git_source(copy: &CopyFiles, mut git: GitRef, constraints: Constraints) -> Result<State> {
     if let (Some(flag), Some(url)) = (copy.keep_git_dir, git.keep_git_dir)
         && flag != url
     {
@@ -338,7 +339,7 @@ fn git_source(copy: &CopyFiles, mut git: GitRef, name: &str) -> Result<State> {
     let mut options = git.options();
     // Times of files are what the checkout makes them here.
     options.mtime.clear();
-    Ok(State::git(&options, Constraints::new().name(name)))
+    Ok(State::git(&options, constraints))
 }
 
 /// The instruction as the history has it.

@@ -9,12 +9,12 @@ mod checks;
 mod context;
 mod copy;
 mod dispatch;
+mod epoch;
 mod expose;
 mod image;
 mod outline;
 mod run;
 mod show;
-mod scan;
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -33,11 +33,10 @@ use crate::parser::{self, directive};
 use crate::shell::Lexer;
 use crate::{MetaResolver, Options, platform};
 use context::LocalContext;
-pub use context::{HTTP_HEAD, HTTP_NAME, dockerfile_source, http_context};
+pub use context::{HTTP_HEAD, HTTP_NAME, context_for_image, dockerfile_source, http_context};
 use outline::Seen;
 pub use outline::{ListedTarget, Outline, OutlineArg, OutlineMount, targets};
 use stage::StageState;
-pub use scan::ScanTargets;
 
 /// What to convert.
 #[derive(Debug)]
@@ -74,8 +73,6 @@ pub struct Target {
     /// What is legal but unwise.
     pub warnings: Vec<Warning>,
 }
-    /// What a scanner is to look at too, if there is to be one.
-    pub scan: Option<ScanTargets>,
 
 /// Files are short; those that are not would make graphs that nobody can build.
 const MAX_INSTRUCTIONS: usize = 10_000;
@@ -160,7 +157,7 @@ async fn read<'a>(
     linter: Linter,
     all_stages: bool,
 ) -> Result<(Converter<'a>, usize)> {
-    let mut converter = Converter::new(request, resolver, linter)?;
+    let mut converter = Converter::new(request, resolver, linter).await?;
     converter.all_stages = all_stages;
     let target = converter.target()?;
     converter.build_graph()?;
@@ -171,7 +168,7 @@ async fn read<'a>(
 }
 
 impl<'a> Converter<'a> {
-    fn new(request: &'a Request<'a>, resolver: &'a dyn MetaResolver, linter: Linter) -> Result<Self> {
+    async fn new(request: &'a Request<'a>, resolver: &'a dyn MetaResolver, linter: Linter) -> Result<Self> {
         let options = request.options;
         let parsed = parser::parse(request.dockerfile)?;
         for &line in &parsed.empty_continuations {
@@ -193,11 +190,9 @@ impl<'a> Converter<'a> {
         let lexer = Lexer::new(parsed.escape);
         let predefined = args::predefined(&request.build_platform, &target_platform, &options.build_args, target_name);
         checks::bases_with_defaults(&stages, lexer, &predefined, &commands, &linter);
-        let mut build_args = options.build_args.clone();
+        let build_args = options.build_args.clone();
         let seen = Seen::global(predefined.clone(), lexer, &commands, &build_args);
-        let (mut global_args, declared) = args::global(predefined, lexer, &commands, Some(&build_args))?;
-        let epoch = args::epoch(&mut build_args, &mut global_args, options, &stages)?;
-        let from_args = declared.into_iter().chain(global_args.iter().map(|(name, _)| name.to_owned())).collect();
+        let (global_args, declared) = args::global(predefined, lexer, &commands, Some(&build_args))?;
 
         let (build_context, late_build_context) = State::late();
         let source = SourceText {
@@ -214,9 +209,9 @@ impl<'a> Converter<'a> {
             lexer,
             build_args,
             global_args,
-            from_args,
+            from_args: declared,
             target_platform,
-            epoch,
+            epoch: None,
             proxy: args::proxies(&options.build_args),
             source: Arc::new(source),
             seen,
@@ -232,6 +227,8 @@ impl<'a> Converter<'a> {
             all_stages: false,
             history: 0,
         };
+        converter.resolve_epoch(&stages).await?;
+        converter.from_args.extend(converter.global_args.iter().map(|(name, _)| name.to_owned()));
         converter.add_stages(stages)?;
         Ok(converter)
     }
@@ -255,10 +252,6 @@ impl<'a> Converter<'a> {
             .marshal(&marshal)
             .map_err(|error| DockerfileError::new(format!("failed to marshal LLB definition: {error}")))?;
         let stage = &mut self.stages[target];
-        let scan = match self.options.sbom {
-            Some(_) => Some(self.scan_targets(target, &marshal)?),
-            None => None,
-        };
         let mut config = std::mem::take(&mut stage.image);
         if self.request.target_platform.is_some() {
             image::set_platform(&mut config.platform, &self.target_platform);
@@ -272,7 +265,6 @@ impl<'a> Converter<'a> {
             epoch: self.epoch,
             warnings: self.linter.warnings(),
         })
-            scan,
     }
 
     fn too_much(limit: usize, what: &str) -> DockerfileError {

@@ -6,7 +6,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use castor_dockerfile::{
     DockerfileError, IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, Options, Request, ResolvedImage,
-    Target, convert, dockerfile_source,
+    Target, TimeLookup, convert, dockerfile_source,
 };
 use castor_llb::CapSet;
 use castor_oci::Platform;
@@ -50,6 +50,10 @@ impl MetaResolver for Resolver {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/base").join(file);
         let config = std::fs::read(path).map_err(|_| missing())?;
         Ok(ResolvedImage { reference: image.reference.clone(), digest: Some(digest), config })
+    }
+
+    async fn source_time(&self, _: &TimeLookup) -> Result<Option<i64>, LookupError> {
+        Ok(None)
     }
 
     async fn ignore_file(&self, context: &IgnoreLookup) -> Result<Option<IgnoreFile>, LookupError> {

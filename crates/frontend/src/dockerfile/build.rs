@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use castor_dockerfile::lint::Warning;
 use castor_dockerfile::{
-    DockerfileError, HTTP_HEAD, HTTP_NAME, HttpContext, IgnoreFile, Options, OptionsError, Request, ScanTargets, check,
-    convert, dockerfile_source, frontend_caps, http_context, is_archive, parser,
+    DockerfileError, HTTP_HEAD, HTTP_NAME, HttpContext, IgnoreFile, Options, OptionsError, Request, check, convert,
+    dockerfile_source, frontend_caps, http_context, is_archive, parser,
 };
 use castor_llb::{CapSet, Definition};
 use castor_oci::{Digest, Platform};
 use castor_ops::bridge::ReadFile;
-use castor_ops::{Attested, Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_proto::errdefs::{Detail as _, FrontendCap, Source, Subrequest};
 use castor_proto::pb;
 use castor_wire::Failure;
@@ -22,8 +22,10 @@ use super::metadata::{self, Built};
 use super::outline;
 use super::resolver::{Resolver, single};
 use crate::failure::{from_failure, to_failure};
-use crate::sbom::{SbomOptions, ScanTarget, Scanner};
-use crate::{FrontendRequest, dockerfile::is_dockerfile_image};
+use crate::{FrontendRequest, dockerfile::is_dockerfile_image, is_replaced};
+
+/// The option that names the frontend to use.
+const SYNTAX: &str = "build-arg:BUILDKIT_SYNTAX";
 
 /// The Dockerfile, as read.
 struct Text {
@@ -117,15 +119,7 @@ pub(super) async fn build(bridge: Arc<dyn Bridge>, request: FrontendRequest) -> 
     let builds = targets.into_iter().enumerate().map(|(index, platform)| {
         let job = Target { bridge: &bridge, request: &request, options: &options, text: &text, resolver: &resolver };
         let native = native.clone();
-        async move { job.build(platform, native, index == 0, scanner).await }
-    let scanner = match &options.sbom {
-        None => None,
-        Some(attributes) => {
-            let wanted = SbomOptions::new(attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())))?;
-            Some(Scanner::find(bridge.clone(), &wanted, options.resolve_mode).await?)
-        }
-    };
-    let scanner = scanner.as_ref();
+        async move { job.build(platform, native, index == 0).await }
     });
     metadata::result(try_join_all(builds).await?, options.multi_platform)
 }
@@ -140,13 +134,7 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
-    async fn build(
-        self,
-        platform: Option<Platform>,
-        native: Platform,
-        first: bool,
-        scanner: Option<&Scanner>,
-    ) -> Result<Built, BridgeError> {
+    async fn build(self, platform: Option<Platform>, native: Platform, first: bool) -> Result<Built, BridgeError> {
         let request = self.conversion(platform.clone(), native, first);
         let converted = Box::pin(convert(&request, self.resolver)).await;
         let warnings = converted.as_ref().map_or_else(DockerfileError::warnings, |target| &target.warnings);
@@ -154,22 +142,7 @@ impl Target<'_> {
         let target = converted.map_err(|error| self.failed(&error))?;
         let reference = self.load(target.definition.clone()).await?;
         let platform = platform.unwrap_or_else(Platform::host);
-        let attested = match scanner {
-            Some(scanner) => Some(self.scan(scanner, &target, &platform).await?),
-            None => None,
-        };
-        Ok(Built { reference, target, platform, attested })
-    }
-
-    async fn scan(
-        &self,
-        scanner: &Scanner,
-        target: &castor_dockerfile::Target,
-        platform: &Platform,
-    ) -> Result<Attested, BridgeError> {
-        let ScanTargets { extras, ignore_cache } = target.scan.clone().unwrap_or_default();
-        let scan = ScanTarget { core: target.definition.clone(), extras, ignore_cache };
-        scanner.scan(&Built::id(platform), &scan).await
+        Ok(Built { reference, target, platform })
     }
 
     fn conversion(&self, platform: Option<Platform>, native: Platform, lint: bool) -> Request<'_> {
@@ -324,7 +297,7 @@ fn syntax(bridge: &Arc<dyn Bridge>, request: &FrontendRequest, text: &Text) -> O
     if request.options.contains_key("cmdline") {
         return None;
     }
-    let other = match request.options.get("build-arg:BUILDKIT_SYNTAX") {
+    let other = match request.options.get(SYNTAX) {
         Some(line) => {
             let image = line.split_whitespace().next().unwrap_or_default().to_owned();
             Other { image, line: line.clone(), location: Vec::new() }
@@ -337,7 +310,7 @@ fn syntax(bridge: &Arc<dyn Bridge>, request: &FrontendRequest, text: &Text) -> O
     if other.image == "dockerfile.v0" {
         return None;
     }
-    if is_dockerfile_image(&other.image) {
+    if is_dockerfile_image(&other.image) && !is_replaced(&request.options, &other.image) {
         stand_in(bridge, text, &other.image, &other.location);
         return None;
     }
@@ -352,6 +325,7 @@ async fn forward(
     other: Other,
 ) -> Result<SolveResult, BridgeError> {
     let mut options = request.options;
+    let line = other.line.clone();
     options.insert("cmdline".to_owned(), other.line);
     options.insert("source".to_owned(), other.image);
     let forwarded = SolveRequest {
@@ -363,9 +337,10 @@ async fn forward(
     };
     bridge.solve(forwarded).await.map_err(|error| {
         // One that knows its place comes from the other frontend.
-        let placed = error.details.iter().any(|detail| detail.type_url == Source::TYPE_URL);
-        if placed || other.location.is_empty() {
+        if error.details.iter().any(|detail| detail.type_url == Source::TYPE_URL) {
             error
+        } else if other.location.is_empty() {
+            error.context(format!("failed with {SYNTAX} = {line}"))
         } else {
             text.located(&error, std::slice::from_ref(&other.location))
         }

@@ -12,6 +12,8 @@ use async_trait::async_trait;
 use castor_oci::Reference;
 use castor_ops::{Bridge, BridgeError, SolveResult};
 
+pub(crate) use resolver::Resolver;
+
 use crate::{Frontend, FrontendRequest};
 
 /// Builds Dockerfiles.

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use castor_dockerfile::{IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, ResolvedImage};
+use castor_dockerfile::{
+    IgnoreFile, IgnoreLookup, ImageLookup, LookupError, MetaResolver, ResolvedImage, TimeLookup, commit_time,
+};
 use castor_llb::Definition;
 use castor_ops::bridge::{ReadFile, SourceMetaRequest};
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest};
@@ -16,17 +18,18 @@ type Answer<T> = Arc<OnceCell<Result<T, BridgeError>>>;
 
 const DOCKERIGNORE: &str = ".dockerignore";
 
-pub(super) struct Resolver {
+pub(crate) struct Resolver {
     bridge: Arc<dyn Bridge>,
     /// The `<Dockerfile>.dockerignore`, if there is one.
     own_ignore: Option<IgnoreFile>,
     images: Mutex<HashMap<String, Answer<ResolvedImage>>>,
+    times: Mutex<HashMap<String, Answer<Option<i64>>>>,
     main_ignore: OnceCell<Result<Option<IgnoreFile>, BridgeError>>,
 }
 
 impl Resolver {
-    pub(super) fn new(bridge: Arc<dyn Bridge>, own_ignore: Option<IgnoreFile>) -> Self {
-        Self { bridge, own_ignore, images: Mutex::default(), main_ignore: OnceCell::new() }
+    pub(crate) fn new(bridge: Arc<dyn Bridge>, own_ignore: Option<IgnoreFile>) -> Self {
+        Self { bridge, own_ignore, images: Mutex::default(), times: Mutex::default(), main_ignore: OnceCell::new() }
     }
 
     async fn resolve(&self, image: &ImageLookup) -> Result<ResolvedImage, BridgeError> {
@@ -53,6 +56,30 @@ impl Resolver {
         match meta.image {
             Some(found) => Ok(ResolvedImage { reference, digest: Some(found.digest), config: found.config.to_vec() }),
             None => Err(BridgeError::unknown(format!("{} is not an image", image.reference))),
+        }
+    }
+
+    async fn time(&self, lookup: &TimeLookup) -> Result<Option<i64>, BridgeError> {
+        let source = &lookup.source;
+        let request = SourceMetaRequest {
+            identifier: source.identifier.clone(),
+            attrs: source.attrs.clone(),
+            log_name: lookup.log_name.clone(),
+            git_objects: source.identifier.starts_with("git://"),
+            ..SourceMetaRequest::default()
+        };
+        let meta = self.bridge.resolve_source(request).await?;
+        if let Some(git) = meta.git {
+            let time = commit_time(&git.commit_object);
+            let unclear = || BridgeError::unknown(format!("commit {} does not tell its time", git.checksum));
+            return time.map(Some).ok_or_else(unclear);
+        }
+        let Some(http) = meta.http else { return Ok(None) };
+        let file = source.attrs.get("http.filename").filter(|name| !name.is_empty());
+        let (None, Some(file)) = (http.last_modified, file) else { return Ok(http.last_modified) };
+        match single(&self.bridge, source.definition.clone(), false).await? {
+            Some(reference) => self.bridge.archive_time(&reference, file).await,
+            None => Ok(None),
         }
     }
 
@@ -84,6 +111,12 @@ impl MetaResolver for Resolver {
         let key = format!("{image:?}");
         let answer = self.images.lock().entry(key).or_default().clone();
         let answer = answer.get_or_init(|| self.resolve(image)).await;
+        answer.clone().map_err(Into::into)
+    }
+
+    async fn source_time(&self, source: &TimeLookup) -> Result<Option<i64>, LookupError> {
+        let answer = self.times.lock().entry(format!("{source:?}")).or_default().clone();
+        let answer = answer.get_or_init(|| self.time(source)).await;
         answer.clone().map_err(Into::into)
     }
 

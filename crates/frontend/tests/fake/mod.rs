@@ -10,7 +10,8 @@ use castor_llb::op::Op;
 use castor_llb::{Definition, Graph, Limits, Source};
 use castor_oci::{Digest, Platform};
 use castor_ops::bridge::{
-    FrontendPolicy, ImageMeta, Program, ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo, code,
+    FrontendPolicy, GitMeta, HttpMeta, ImageMeta, Program, ReadDir, ReadFile, SourceMeta, SourceMetaRequest,
+    WorkerInfo, code,
 };
 use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_progress::Warning;
@@ -90,6 +91,19 @@ impl Bridge for FakeBuild {
             let name = request.identifier.trim_start_matches("docker-image://");
             return Err(BridgeError::new(code::NOT_FOUND, format!("{name}: not found")));
         }
+        let nothing = SourceMeta {
+            identifier: request.identifier.clone(),
+            attrs: request.attrs.clone(),
+            ..SourceMeta::default()
+        };
+        if request.identifier.starts_with("git://") && request.git_objects {
+            let commit_object = Bytes::from_static(b"tree 1\ncommitter B <b@c> 1700000601 +0000\n\n");
+            return Ok(SourceMeta { git: Some(GitMeta { commit_object, ..GitMeta::default() }), ..nothing });
+        }
+        if request.identifier.starts_with("http://") {
+            let last_modified = request.identifier.contains("dated").then_some(1_700_000_701);
+            return Ok(SourceMeta { http: Some(HttpMeta { last_modified, ..HttpMeta::default() }), ..nothing });
+        }
         let platform = request.platform.clone().unwrap_or_else(Platform::host);
         let image = ImageMeta { digest: Digest::of("image"), config: Self::config(&platform).into() };
         Ok(SourceMeta {
@@ -124,6 +138,10 @@ impl Bridge for FakeBuild {
 
     async fn stat_file(&self, _: &LazyRef, path: &str) -> Result<Stat, BridgeError> {
         Ok(Stat { path: path.to_owned().into(), ..Stat::default() })
+    }
+
+    async fn archive_time(&self, _: &LazyRef, path: &str) -> Result<Option<i64>, BridgeError> {
+        Ok((path == "context").then_some(1_700_000_777))
     }
 
     async fn run(&self, _: &LazyRef, program: Program) -> Result<(), BridgeError> {
