@@ -7,7 +7,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod compression;
-mod contents;
 mod error;
 mod pipeline;
 mod rewrite;
@@ -17,13 +16,12 @@ use std::sync::Arc;
 
 use castor_content::{Blob, ContentStore, Resource};
 use castor_oci::{Descriptor, Digest};
-use castor_progress::Timestamp;
+use castor_progress::{Tally, Timestamp};
 use castor_solver::Cx;
 use castor_store::{ImageLayer, ImmutableRef, Part, PartKind, Store};
 use castor_task::{Flight, Scope};
 
 pub use compression::{Compression, Form};
-pub use contents::plain_path;
 pub use error::BlobError;
 use variants::Variant;
 
@@ -51,12 +49,19 @@ type Wanted = (String, Form, Option<u32>);
 pub struct Blobs {
     store: Store,
     flight: Flight<Wanted, Result<Variant, Arc<BlobError>>>,
+    tally: Option<Arc<Tally>>,
 }
 
 impl Blobs {
     /// Makes the blobs of `store`'s refs; work runs in `scope`.
     pub fn new(store: Store, scope: &Scope) -> Self {
-        Self { store, flight: Flight::new(scope) }
+        Self { store, flight: Flight::new(scope), tally: None }
+    }
+
+    /// The same, and the bytes of tars that are made into blobs are counted with `tally`.
+    #[must_use]
+    pub fn counting(&self, tally: &Arc<Tally>) -> Self {
+        Self { tally: Some(tally.clone()), ..self.clone() }
     }
 
     /// Where blobs are.
@@ -155,22 +160,26 @@ impl Blobs {
     }
 
     async fn make(&self, cx: &Cx, part: &Part, compression: Compression) -> Result<Variant, BlobError> {
-        let content = self.store.content();
-        // Held from its first moment: the collector may run at any time.
-        let lease = part.record.lease().await?;
+        let wanted = self.wanted(&part.record, compression).await?;
         let variant = match &part.kind {
             PartKind::Image(layer) => {
                 let blob = self.image_blob(cx, &part.record, layer).await?;
-                pipeline::convert(content, blob, compression, lease).await?
+                pipeline::convert(wanted, blob).await?
             }
             PartKind::Change | PartKind::Difference => {
                 let (lower, upper) = part.record.compared(cx).await?;
-                pipeline::compare(content, self.store.differ(), lower, upper, compression, lease).await?
+                pipeline::compare(wanted, self.store.differ(), lower, upper).await?
             }
         };
         part.record.hold(Resource::Blob(variant.descriptor.digest)).await?;
         variants::remember(&part.record, compression, &variant);
         Ok(variant)
+    }
+
+    /// A blob that is held by `record` from its first moment: the collector may run at any time.
+    async fn wanted(&self, record: &ImmutableRef, compression: Compression) -> Result<pipeline::Wanted, BlobError> {
+        let (content, tally) = (self.store.content().clone(), self.tally.clone());
+        Ok(pipeline::Wanted { content, compression, lease: record.lease().await?, tally })
     }
 
     /// The bytes of a layer's blob, brought here if they are not.

@@ -8,6 +8,7 @@ use castor_archive::{Encoder, HashingReader, HashingWriter, Timestamp, decompres
 use castor_content::{Blob, Commit, ContentStore, Writer};
 use castor_estargz::{Builder, Options};
 use castor_oci::{ANNOTATION_TOC_DIGEST, ANNOTATION_UNCOMPRESSED_SIZE, Descriptor, Digest};
+use castor_progress::Tally;
 use castor_snapshot::{Differ, SnapshotId};
 use tokio::sync::Semaphore;
 
@@ -21,6 +22,33 @@ const BUFFER: usize = 256 << 10;
 static MAKING: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(4, usize::from).max(4)));
 
+/// A blob that is to be made.
+pub(crate) struct Wanted {
+    /// Where it goes.
+    pub(crate) content: Arc<dyn ContentStore>,
+    pub(crate) compression: Compression,
+    /// Holds it.
+    pub(crate) lease: Option<String>,
+    /// Counts the bytes of the tar.
+    pub(crate) tally: Option<Arc<Tally>>,
+}
+
+/// A tar whose bytes are counted.
+struct Counted<R> {
+    tar: R,
+    tally: Option<Arc<Tally>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.tar.read(buffer)?;
+        if let Some(tally) = &self.tally {
+            tally.add(count as i64);
+        }
+        Ok(count)
+    }
+}
+
 /// A blob that is written but not yet named.
 struct Written {
     writer: Writer,
@@ -29,14 +57,12 @@ struct Written {
     toc: Option<(Digest, u64)>,
 }
 
-/// The changes from `lower` to `upper` as a blob that `lease` holds.
+/// The changes from `lower` to `upper` as a blob.
 pub(crate) async fn compare(
-    content: &Arc<dyn ContentStore>,
+    wanted: Wanted,
     differ: &Arc<dyn Differ>,
     lower: Option<SnapshotId>,
     upper: Option<SnapshotId>,
-    compression: Compression,
-    lease: Option<String>,
 ) -> Result<Variant, BlobError> {
     let made = |pipe: io::PipeWriter| async move {
         let mut out: Box<dyn Write + Send> = Box::new(io::BufWriter::with_capacity(BUFFER, pipe));
@@ -48,56 +74,45 @@ pub(crate) async fn compare(
         out.flush()?;
         Ok(())
     };
-    name(piped(content, compression, made).await?, compression, lease).await
+    let written = piped(&wanted, made).await?;
+    name(wanted, written).await
 }
 
 /// Compresses the tar that `make` writes into a pipe, as it is made.
-async fn piped<F>(
-    content: &Arc<dyn ContentStore>,
-    compression: Compression,
-    make: impl FnOnce(io::PipeWriter) -> F,
-) -> Result<Written, BlobError>
+async fn piped<F>(wanted: &Wanted, make: impl FnOnce(io::PipeWriter) -> F) -> Result<Written, BlobError>
 where
     F: Future<Output = Result<(), BlobError>>,
 {
     // The semaphore is never closed.
     let _making = MAKING.acquire().await.ok();
-    let writer = content.writer().await?;
+    let writer = wanted.content.writer().await?;
     let (reader, pipe) = io::pipe()?;
+    let (compression, tally) = (wanted.compression, wanted.tally.clone());
+    let tar = Counted { tar: BufReader::with_capacity(BUFFER, reader), tally };
     // The two ends run on pools of their own: the one that makes the tar may wait for a registry.
-    let compressing =
-        castor_task::blocking(move || compress(BufReader::with_capacity(BUFFER, reader), writer, compression));
+    let compressing = castor_task::blocking(move || compress(tar, writer, compression));
     let (made, written) = tokio::join!(make(pipe), compressing);
     // The maker's error first: what the other says of a pipe that broke is a consequence.
     made?;
     written
 }
 
-/// `blob` in another form, held by `lease`.
-pub(crate) async fn convert(
-    content: &Arc<dyn ContentStore>,
-    blob: Blob,
-    compression: Compression,
-    lease: Option<String>,
-) -> Result<Variant, BlobError> {
-    let writer = content.writer().await?;
+/// `blob` in another form.
+pub(crate) async fn convert(wanted: Wanted, blob: Blob) -> Result<Variant, BlobError> {
+    let writer = wanted.content.writer().await?;
+    let (compression, tally) = (wanted.compression, wanted.tally.clone());
     let written = castor_task::blocking(move || {
         let layer = blob.digest();
         let decompressing = |source| BlobError::Decompress { layer, source };
         let tar = plain_tar(&blob).map_err(decompressing)?;
-        compress(tar, writer, compression)
+        compress(Counted { tar, tally }, writer, compression)
     });
-    name(written.await?, compression, lease).await
+    let written = written.await?;
+    name(wanted, written).await
 }
 
-/// `blob` with no time later than `epoch`, held by `lease`.
-pub(crate) async fn rewrite(
-    content: &Arc<dyn ContentStore>,
-    blob: Blob,
-    compression: Compression,
-    epoch: i64,
-    lease: Option<String>,
-) -> Result<Variant, BlobError> {
+/// `blob` with no time later than `epoch`.
+pub(crate) async fn rewrite(wanted: Wanted, blob: Blob, epoch: i64) -> Result<Variant, BlobError> {
     let cut = |pipe: io::PipeWriter| {
         castor_task::reading(move || {
             let layer = blob.digest();
@@ -106,7 +121,8 @@ pub(crate) async fn rewrite(
             cut_times(tar, epoch, io::BufWriter::with_capacity(BUFFER, pipe)).map_err(failed)
         })
     };
-    name(piped(content, compression, cut).await?, compression, lease).await
+    let written = piped(&wanted, cut).await?;
+    name(wanted, written).await
 }
 
 /// Copies a tar, with `epoch` for every later time.
@@ -152,7 +168,8 @@ fn compress(tar: impl Read + Send, writer: Writer, compression: Compression) -> 
     Ok(Written { writer, diff_id, toc: None })
 }
 
-async fn name(written: Written, compression: Compression, lease: Option<String>) -> Result<Variant, BlobError> {
+async fn name(wanted: Wanted, written: Written) -> Result<Variant, BlobError> {
+    let Wanted { compression, lease, .. } = wanted;
     let commit = Commit { lease, ..Commit::default() };
     let info = written.writer.commit(None, commit).await?;
     let mut descriptor = Descriptor::new(compression.form.media_type(), info.digest, info.size);
@@ -244,7 +261,9 @@ mod tests {
         let differ: Arc<dyn Differ> = Arc::new(Slow);
         let layers = (0..200).map(|number| {
             let upper = Some(SnapshotId::new(number.to_string()));
-            compare(&content, &differ, None, upper, Compression::default(), None)
+            let compression = Compression::default();
+            let wanted = Wanted { content: content.clone(), compression, lease: None, tally: None };
+            compare(wanted, &differ, None, upper)
         });
         let made = tokio::time::timeout(Duration::from_secs(60), try_join_all(layers)).await;
         assert_eq!(made.expect("all of them wait").unwrap().len(), 200);

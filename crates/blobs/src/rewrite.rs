@@ -72,9 +72,9 @@ impl Blobs {
         compression: Compression,
         epoch: i64,
     ) -> Result<Variant, BlobError> {
-        let lease = layer.record.lease().await?;
+        let wanted = self.wanted(&layer.record, compression).await?;
         let blob = self.open(cx, layer).await?;
-        let mut variant = pipeline::rewrite(self.store.content(), blob, compression, epoch, lease).await?;
+        let mut variant = pipeline::rewrite(wanted, blob, epoch).await?;
         variant.descriptor.annotations.insert(ANNOTATION.to_owned(), epoch.to_string());
         layer.record.hold(Resource::Blob(variant.descriptor.digest)).await?;
         let made = Rewritten { from: layer.descriptor.digest, epoch, variant: variant.clone() };

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use castor_archive::tar::{Header, Kind};
 use castor_blobs::{Blobs, LayerBlob};
 use castor_oci::{Descriptor, Digest, Index, Reference, media_type};
+use castor_progress::Tally;
 use castor_registry::Client;
 use castor_session::content::RemoteStore;
 use castor_session::{Caller, SessionError, Sessions, filesend};
@@ -19,7 +20,6 @@ use serde::Serialize;
 
 use crate::image::Assembled;
 use crate::options::parse_bool;
-use crate::tally::Tally;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageExporter, ImageOptions, Response};
 
 /// How long an exporter waits for its client's session.
@@ -284,7 +284,7 @@ impl Exporter for ArchiveExporter {
             }
             let files = entries(self.kind, &assembled, &root, &names)?;
             let total: u64 = files.iter().map(|file| file.size).sum();
-            let sending = Tally::start(cx.cx.reporter(), "sending tarball", total.cast_signed());
+            let sending = Tally::start(cx.cx.reporter(), "sending tarball", "", total);
             self.send_tar(cx, &caller, files, &response, &sending).await?;
             sending.finish();
             Ok(())

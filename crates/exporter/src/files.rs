@@ -11,6 +11,7 @@ use castor_archive::Timestamp as TarTime;
 use castor_archive::tar::{Header, Kind, Writer};
 use castor_fsutil::{Directory, Files, MapResult, Overlaid, Stat, Subdirectories, Tree, Visit, WalkError, mode};
 use castor_oci::Hasher;
+use castor_progress::Tally;
 use castor_session::{Caller, Sessions, filesend};
 use castor_store::Mounting;
 use jiff::Timestamp;
@@ -20,7 +21,6 @@ use tokio::sync::mpsc;
 use crate::attest::Subject;
 use crate::epoch::Epoch;
 use crate::options::parse_bool;
-use crate::tally::Tally;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, OptionError, PlatformResult, Response};
 
 /// How long an exporter waits for its client's session.
@@ -350,7 +350,7 @@ impl Exporter for TarExporter {
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
         let tree = whole(cx, result, result.multi_platform, &self.options.layout(result)?).await?;
         let caller = caller(&self.sessions, cx).await?;
-        let sending = Tally::start(cx.cx.reporter(), "sending tarball", 0);
+        let sending = Tally::start(cx.cx.reporter(), "sending tarball", "", 0);
         let mut stream = filesend::open(&caller, cx.index, &BTreeMap::new()).map_err(client)?;
         let (sender, mut pieces) = mpsc::channel(4);
         let writing = castor_task::reading(move || write_tar(tree.as_ref(), Pieces::new(sender)));

@@ -1,12 +1,14 @@
 //! `type=image`: documents over the layers' blobs, and the push.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
 use castor_blobs::{Blobs, LayerBlob};
 use castor_oci::{ANNOTATION_TOC_DIGEST, Descriptor, ImageConfig, Reference, media_type};
+use castor_progress::Tally;
 use castor_registry::Client;
 use jiff::Timestamp;
 use serde_json::json;
@@ -115,15 +117,18 @@ impl ImageExporter {
         if is_index && any && !self.options.oci() {
             return Err(OptionError::AttestationsNeedOci.into());
         }
-        let exporting = cx.cx.reporter().start("exporting layers", "", 0);
+        // How much there is shows when it is made.
+        let exporting = Arc::new(Tally::start(cx.cx.reporter(), "exporting layers", "", 0));
+        let blobs = self.blobs.counting(&exporting);
         let layers = result.platforms.iter().map(|platform| async {
             match &platform.reference {
-                Some(reference) => self.blobs.layers(&cx.cx, reference, self.options.compression).await,
+                Some(reference) => blobs.layers(&cx.cx, reference, self.options.compression).await,
                 None => Ok(Vec::new()),
             }
         });
-        let layers = futures::future::try_join_all(layers).await?;
+        let layers = futures::future::try_join_all(layers).await;
         exporting.finish();
+        let layers = layers?;
         let mut assembled = Assembled {
             root: self.index(Vec::new()),
             manifests: Vec::new(),
@@ -189,13 +194,15 @@ impl ImageExporter {
         let same = layers.iter().zip(&base).take_while(|(layer, base)| layer.diff_id == **base).count();
         let seconds = epoch.as_second();
         let text = epoch.strftime("%Y-%m-%d %H:%M:%S +0000 UTC");
-        let rewriting =
-            cx.cx.reporter().start(format!("rewriting layers with source-date-epoch {seconds} ({text})"), "", 0);
+        let id = format!("rewriting layers with source-date-epoch {seconds} ({text})");
+        let rewriting = Arc::new(Tally::start(cx.cx.reporter(), id, "", 0));
+        let blobs = self.blobs.counting(&rewriting);
+        let blobs = &blobs;
         let rewritten = layers.into_iter().enumerate().map(|(index, layer)| async move {
             if index < same {
                 return layer;
             }
-            match self.blobs.rewritten(&cx.cx, layer.clone(), self.options.compression, seconds).await {
+            match blobs.rewritten(&cx.cx, layer.clone(), self.options.compression, seconds).await {
                 Ok(rewritten) => rewritten,
                 // As BuildKit has it: an image with later times is better than none.
                 Err(error) => {

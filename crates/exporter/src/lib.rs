@@ -12,7 +12,6 @@ mod image;
 mod options;
 mod push;
 mod result;
-mod tally;
 
 use std::collections::BTreeMap;
 use std::fmt;

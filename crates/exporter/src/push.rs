@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use castor_blobs::{Blobs, LayerBlob};
 use castor_oci::{Digest, Reference};
+use castor_progress::Tally;
 use castor_registry::{Access, BlobSource, Client, Repository};
 use castor_solver::Cx;
 use futures::future::BoxFuture;
@@ -17,7 +18,6 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use crate::ExportError;
 use crate::document::Document;
 use crate::image::Assembled;
-use crate::tally::Tally;
 
 /// Blobs that are on their way at once; the registry client bounds connections per host itself.
 const AT_ONCE: usize = 8;
@@ -77,7 +77,7 @@ impl Push<'_> {
         let layers: BTreeMap<Digest, &LayerBlob> =
             image.layers.iter().map(|layer| (layer.descriptor.digest, layer)).collect();
         let total: u64 = layers.values().map(|layer| layer.descriptor.size).sum();
-        let pushing = Tally::start(self.cx.reporter(), "pushing layers", total.cast_signed());
+        let pushing = Tally::start(self.cx.reporter(), "pushing layers", "", total);
         let mut pushes: Vec<BoxFuture<'_, Result<(), ExportError>>> = Vec::with_capacity(layers.len());
         for layer in layers.into_values() {
             pushes.push(Box::pin(self.layer(layer, &repository, reference, &pushing)));

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use castor_archive::listing::Rules;
 use castor_content::Commit;
-use castor_progress::Reporter;
+use castor_progress::{Reporter, Tally};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 
@@ -46,15 +46,18 @@ pub(crate) async fn download(
     };
     let here = here || (adopted.is_none() && completed(core, reporter).await?);
     let dir = shared.new_dir()?;
+    let extracting =
+        |size| Arc::new(Tally::start(reporter, format!("extracting {}", core.id.blob), "extracting", size));
     let outcome = async {
-        let unpacked = if here {
+        let (unpacked, _extracting) = if here {
             let blob = shared.content.open(&core.id.blob).await.map_err(state)?;
-            unpack_in(core, &dir, blob.reader(0)).await?
+            let extracting = extracting(blob.size());
+            let input = Counted { input: blob.reader(0), tally: extracting.clone() };
+            (unpack_in(core, &dir, input).await?, extracting)
         } else {
-            stream(core, &dir, adopted, reporter).await?
+            // It is unpacked as it comes; what clients know as this is what is left to do.
+            (stream(core, &dir, adopted, reporter).await?, extracting(0))
         };
-        // It was unpacked as it came; what clients know as this is what is left to do.
-        let _extracting = reporter.start(format!("extracting {}", core.id.blob), "extract", 0);
         finish(core, &dir, unpacked).await
     }
     .await;
@@ -81,7 +84,7 @@ async fn completed(core: &Arc<Core>, reporter: &Reporter) -> Result<bool, LayerE
         return Ok(false);
     }
     let size = descriptor.size.cast_signed();
-    let mut task = reporter.start(descriptor.digest.to_string(), "downloading", size);
+    let mut task = reporter.start(descriptor.digest.to_string(), "", size);
     task.update(present);
     let made = tokio::select! {
         () = core.scope.token().cancelled() => return Err(LayerError::Cancelled),
@@ -89,7 +92,7 @@ async fn completed(core: &Arc<Core>, reporter: &Reporter) -> Result<bool, LayerE
     };
     match made {
         Ok(()) => {
-            task.set("done", size, size);
+            task.set("", size, size);
             Ok(true)
         }
         // What was kept was wrong, and is gone.
@@ -111,7 +114,7 @@ async fn stream(
     let shared = core.shared.clone();
     let state = |e: castor_content::Error| LayerError::State(with_sources(&e));
     let descriptor = core.origin.lock().descriptor.clone();
-    let mut task = reporter.start(descriptor.digest.to_string(), "downloading", descriptor.size.cast_signed());
+    let mut task = reporter.start(descriptor.digest.to_string(), "", descriptor.size.cast_signed());
     let mut writer = shared.content.writer().await.map_err(state)?;
     let (send, pieces) = Pieces::channel(AHEAD);
     let unpacking = tokio::spawn({
@@ -179,12 +182,26 @@ async fn stream(
     if let Err(error) = writer.commit(expected, Commit::default()).await {
         return Err(LayerError::Content { layer: descriptor.digest, reason: with_sources(&error) });
     }
-    task.set("done", descriptor.size.cast_signed(), descriptor.size.cast_signed());
+    task.set("", descriptor.size.cast_signed(), descriptor.size.cast_signed());
     unpacked
 }
 
 const UNPACKER_GONE: &str = "the layer cannot be unpacked";
 const CANCELLED: &str = "cancelled";
+
+/// Bytes of a blob that are counted as they are unpacked.
+struct Counted<R> {
+    input: R,
+    tally: Arc<Tally>,
+}
+
+impl<R: std::io::Read> std::io::Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        self.tally.add(count as i64);
+        Ok(count)
+    }
+}
 
 /// Where downloaded pieces go.
 struct Sink<'a> {

@@ -2,12 +2,15 @@
 //!
 //! Progress flows up only. A [`Sink`] never blocks and never fails: whoever works must not wait for whoever watches.
 
+mod tally;
+
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use castor_oci::Digest;
 pub use jiff::Timestamp;
+pub use tally::Tally;
 
 /// One thing that happened.
 #[derive(Debug, Clone)]

@@ -1,12 +1,15 @@
 //! A cache on its way out: layers first, then what names them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, io};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use castor_blobs::Blobs;
 use castor_oci::{Annotations, Descriptor, Digest, Index, Manifest, Reference, media_type};
+use castor_progress::Tally;
 use castor_registry::{Access, BlobSource, Client, Repository};
 use castor_session::content::RemoteStore;
 use castor_session::{SessionError, Sessions};
@@ -57,6 +60,9 @@ struct LayerSource<'a> {
     cx: &'a Cx,
     blobs: &'a Blobs,
     layer: &'a Layer,
+    writing: &'a Tally,
+    /// What was added to that.
+    sent: AtomicU64,
 }
 
 impl LayerSource<'_> {
@@ -91,6 +97,11 @@ impl BlobSource for LayerSource<'_> {
     async fn open(&self) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
         self.stream().await
     }
+
+    fn progress(&self, sent: u64) {
+        let before = self.sent.swap(sent, Ordering::Relaxed);
+        self.writing.add(sent.cast_signed() - before.cast_signed());
+    }
 }
 
 impl Writer {
@@ -107,7 +118,9 @@ impl Writer {
                     return Ok(());
                 }
                 let failed = |source| SessionError::Io { doing: "read blob".to_owned(), source };
+                let writing = source.writing;
                 let pieces = source.stream().await.map_err(failed)?;
+                let pieces = pieces.inspect_ok(move |piece| writing.add(piece.len() as i64));
                 store.write(descriptor, BTreeMap::new(), pieces.map_err(failed)).await?;
             }
         }
@@ -148,9 +161,11 @@ pub async fn export(
     roots: &[KeyId],
 ) -> Result<BTreeMap<String, String>, RemoteCacheError> {
     let work = async {
-        let preparing = cx.reporter().start("preparing build cache for export", "", 0);
-        let nodes = parts.collect(cx, roots, options.mode, options.compression).await?;
+        let preparing = Arc::new(Tally::start(cx.reporter(), "preparing build cache for export", "", 0));
+        let counted = ExportParts { blobs: parts.blobs.counting(&preparing), ..parts.clone() };
+        let nodes = counted.collect(cx, roots, options.mode, options.compression).await;
         preparing.finish();
+        let nodes = nodes?;
         let (config, layers) = chains::config(&nodes);
         let sending = cx.reporter().start("sending cache export", "", 0);
         let response = if layers.is_empty() {
@@ -198,8 +213,9 @@ async fn send(
     let mut seen = HashSet::new();
     let once = layers.iter().filter(|layer| seen.insert(layer.descriptor.digest));
     let writes = once.map(|layer| async move {
-        let writing = cx.reporter().start(format!("writing layer {}", layer.descriptor.digest), "", 0);
-        let written = writer.layer(&LayerSource { cx, blobs, layer }).await;
+        let size = layer.descriptor.size;
+        let writing = Tally::start(cx.reporter(), format!("writing layer {}", layer.descriptor.digest), "", size);
+        let written = writer.layer(&LayerSource { cx, blobs, layer, writing: &writing, sent: AtomicU64::new(0) }).await;
         writing.finish();
         written.map_err(failed("layer blob"))
     });
