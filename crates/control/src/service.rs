@@ -51,7 +51,7 @@ impl ControlService {
             package: "castor".into(),
             version: format!("castor-{}", env!("CARGO_PKG_VERSION")),
             revision: String::new(),
-            ..types::BuildkitVersion::default()
+            dockerfile_version: castor_frontend::DOCKERFILE_VERSION.into(),
         }
     }
 }
@@ -122,7 +122,7 @@ impl Control for ControlService {
         let mut record = Vec::new();
         if shown {
             let mut worker = convert::worker(worker, self.daemon.policies(), Self::version());
-            worker.labels.extend(layer_labels(self.daemon.store()).await);
+            worker.labels.extend(layer_labels(self.daemon.store()));
             record.push(worker);
         }
         Ok(Response::new(wire::ListWorkersResponse { record }))
@@ -214,23 +214,14 @@ impl Control for ControlService {
 const SHOWN_LAYERS: usize = 32;
 
 /// The layers that this daemon has open, those in use and used last first, as labels: clients show those, whatever they
-/// are. The debug address has all layers.
-async fn layer_labels(store: &castor_store::Store) -> Vec<(String, String)> {
-    match store.layers().await {
-        Ok(mut layers) => {
-            layers.retain(|usage| usage.layer.open);
-            layers.sort_by_key(|usage| std::cmp::Reverse((usage.in_use, usage.last_used)));
-            layers.truncate(SHOWN_LAYERS);
-            let label = |usage: castor_store::LayerUsage| {
-                (format!("castor.layer.{}", usage.layer.descriptor.digest), usage.summary())
-            };
-            layers.into_iter().map(label).collect()
-        }
-        Err(error) => {
-            tracing::warn!(%error, "list layers");
-            Vec::new()
-        }
-    }
+/// are. Clients ask for workers before every build, so nothing is looked up on disk. The debug address has all layers.
+fn layer_labels(store: &castor_store::Store) -> Vec<(String, String)> {
+    let mut layers = store.open_layers();
+    layers.sort_by_key(|usage| std::cmp::Reverse((usage.in_use, usage.last_used)));
+    layers.truncate(SHOWN_LAYERS);
+    let label =
+        |usage: castor_store::LayerUsage| (format!("castor.layer.{}", usage.layer.descriptor.digest), usage.summary());
+    layers.into_iter().map(label).collect()
 }
 
 /// `id==X`, `label.KEY==VALUE`, or the beginning of an id, as clients write them.

@@ -105,16 +105,24 @@ impl LayerReport {
 }
 
 impl LayerEngine {
+    /// The layers that are open, by what names them, and whether they are in use.
+    fn live_layers(&self) -> BTreeMap<LayerId, (Arc<Layer>, bool)> {
+        let live = self.shared.live.lock();
+        let layers = live.iter().filter_map(|(id, entry): (_, &Live)| {
+            let in_use = entry.is_used();
+            Some((*id, (entry.get()?, in_use)))
+        });
+        layers.collect()
+    }
+
+    /// The layers that are open, from memory alone: what they take on disk is not measured.
+    pub fn report_open(&self) -> Vec<LayerReport> {
+        self.live_layers().values().map(|(layer, in_use)| LayerReport::of_open(layer, *in_use)).collect()
+    }
+
     /// All layers that are open or on disk, by what names them.
     pub async fn report(&self) -> Result<Vec<LayerReport>, LayerError> {
-        let open: BTreeMap<LayerId, (Arc<Layer>, bool)> = {
-            let live = self.shared.live.lock();
-            let layers = live.iter().filter_map(|(id, entry): (_, &Live)| {
-                let in_use = entry.is_used();
-                Some((*id, (entry.get()?, in_use)))
-            });
-            layers.collect()
-        };
+        let open = self.live_layers();
         let ids: BTreeSet<LayerId> = self.list()?.into_iter().chain(open.keys().copied()).collect();
         let dirs: Vec<(LayerId, PathBuf)> = ids.iter().map(|id| (*id, self.shared.layer_dir(*id))).collect();
         let mut reports: Vec<LayerReport> = castor_task::blocking(move || {

@@ -39,7 +39,15 @@ impl LayerUsage {
 }
 
 pub(crate) async fn layers(inner: &Arc<Inner>) -> Result<Vec<LayerUsage>, StoreError> {
-    let reports = inner.config.engine.report().await?;
+    Ok(usages(inner, inner.config.engine.report().await?))
+}
+
+pub(crate) fn open_layers(inner: &Arc<Inner>) -> Vec<LayerUsage> {
+    usages(inner, inner.config.engine.report_open())
+}
+
+/// Who has the layers that `reports` tells of.
+fn usages(inner: &Arc<Inner>, reports: Vec<LayerReport>) -> Vec<LayerUsage> {
     let records = inner.records.all();
     let (used, last) = (in_use(&records), last_uses(&records));
     let mut holders: HashMap<_, Vec<RecordId>> = HashMap::new();
@@ -59,5 +67,5 @@ pub(crate) async fn layers(inner: &Arc<Inner>) -> Result<Vec<LayerUsage>, StoreE
             records,
         }
     };
-    Ok(reports.into_iter().map(usage).collect())
+    reports.into_iter().map(usage).collect()
 }

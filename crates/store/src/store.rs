@@ -592,6 +592,11 @@ impl Store {
         crate::layers::layers(&self.inner).await
     }
 
+    /// Those of [`layers`](Self::layers) that are open. Nothing on disk is looked at, so what they take there is 0.
+    pub fn open_layers(&self) -> Vec<LayerUsage> {
+        crate::layers::open_layers(&self.inner)
+    }
+
     /// The solver's keys.
     pub fn keys(&self) -> Arc<KeyCache> {
         self.inner.keys.clone()

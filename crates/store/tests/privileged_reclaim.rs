@@ -147,6 +147,10 @@ async fn privileged_layers_are_shown_with_those_who_have_them() {
         assert!(usage.summary().starts_with("lazy; "), "{}", usage.summary());
         assert!(usage.layer.image.ends_with("base:1"));
     }
+    let shown = |usage: &castor_store::LayerUsage| (usage.layer.id, usage.records.clone(), usage.in_use);
+    let open = lab.store.open_layers();
+    assert_eq!(open.iter().map(shown).collect::<Vec<_>>(), layers.iter().map(shown).collect::<Vec<_>>());
+    assert!(open.iter().all(|usage| usage.layer.open && usage.layer.disk == 0), "{open:?}");
     drop(mounted);
     let step = kept_step(&lab, &image).await;
     drop((image, step));
