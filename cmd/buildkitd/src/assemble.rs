@@ -13,7 +13,7 @@ use castor_executor::{Dns, Runc, SandboxNetwork};
 use castor_layerfs::{LayerEngine, Lazy, Verification};
 use castor_metadb::{Db, KeyValue};
 use castor_ops::bridge::WorkerInfo;
-use castor_ops::{RegistryOpeners, Worker, WorkerConfig};
+use castor_ops::{Passing, RegistryOpeners, Worker, WorkerConfig};
 use castor_registry::Client;
 use castor_session::Sessions;
 use castor_snapshot::{LocalDiffer, LocalSnapshotter};
@@ -81,6 +81,8 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
     .context("open store")?;
 
     let executor = executor(settings, &state).await?;
+    let passing = state.join("passing");
+    let passing = castor_task::blocking(move || Passing::open(passing)).await.context("empty the directory of sockets")?;
     let solver =
         Solver::new(SolverOptions { scope: scope.child("solver"), keys: store.keys(), results: store.results() });
     let ops = Worker::new(WorkerConfig {
@@ -93,6 +95,7 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
         platforms: settings.worker.platforms.clone(),
         lazy: lazy(&settings.worker),
         frontends: settings.frontends.clone(),
+        passing,
         scope: scope.child("ops"),
     });
     let history = History::new(db.clone(), store.content().clone(), store.leases().clone(), settings.history);

@@ -23,7 +23,7 @@ use crate::git::Git;
 use crate::images::Images;
 use crate::operation::{self, Diff, Exec, File, Http, Image, Local, Merge, Passthrough, Refused};
 use crate::web::Web;
-use crate::{BridgeError, OpError, Pins, identity};
+use crate::{BridgeError, OpError, Passing, Pins, identity};
 
 /// What a worker is made of.
 pub struct WorkerConfig {
@@ -45,6 +45,8 @@ pub struct WorkerConfig {
     pub lazy: Lazy,
     /// Which frontends may run.
     pub frontends: FrontendPolicy,
+    /// Where files and sockets are that pass with the step they are for.
+    pub passing: Passing,
     /// Where the worker's own tasks run.
     pub scope: Scope,
 }
@@ -120,6 +122,10 @@ impl Worker {
     /// Which frontends may run.
     pub fn frontends(&self) -> FrontendPolicy {
         self.0.config.frontends.clone()
+    }
+
+    pub(crate) fn passing(&self) -> &Passing {
+        &self.0.config.passing
     }
 
     pub(crate) fn web(&self) -> &Web {

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 
 use crate::agent::Agent;
 use crate::openers::group;
-use crate::{OpError, Worker, identity};
+use crate::{OpError, Passing, Worker, identity};
 pub use error::GitError;
 use program::Program;
 pub(crate) use remote::Resolved;
@@ -137,7 +137,7 @@ impl Git {
         };
         let known_hosts = match source.known_ssh_hosts.as_str() {
             "" => None,
-            hosts => Some(write_hosts(hosts.to_owned()).await?),
+            hosts => Some(write_hosts(worker.passing().clone(), hosts.to_owned()).await?),
         };
         let program = Program::new(
             spawner,
@@ -179,12 +179,8 @@ impl Resolved {
     }
 }
 
-async fn write_hosts(hosts: String) -> Result<tempfile::NamedTempFile, GitError> {
-    let written = blocking(move || {
-        let mut file = tempfile::NamedTempFile::with_prefix("buildkit-known-hosts")?;
-        std::io::Write::write_all(&mut file, hosts.as_bytes())?;
-        Ok::<_, std::io::Error>(file)
-    });
+async fn write_hosts(passing: Passing, hosts: String) -> Result<tempfile::NamedTempFile, GitError> {
+    let written = blocking(move || passing.file(hosts.as_bytes()));
     written.await.map_err(|source| GitError::Io { doing: "write known hosts".to_owned(), source })
 }
 

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use castor_llb::HttpSource;
 use castor_solver::{BoxError, CacheMap, Cx, Operation, Outputs};
 use castor_store::ImmutableRef;
-use tokio::sync::Mutex;
+use tokio::sync::OnceCell;
 
 use crate::web::{Found, WebError, file_name, show_date};
 use crate::worker::Worker;
@@ -14,23 +14,17 @@ pub(crate) struct Http {
     worker: Worker,
     source: HttpSource,
     /// What was found when the cache was asked: the step is about that and nothing newer.
-    found: Mutex<Option<Found>>,
+    found: OnceCell<Found>,
 }
 
 impl Http {
     pub(crate) fn new(worker: Worker, source: HttpSource) -> Self {
-        Self { worker, source, found: Mutex::default() }
+        Self { worker, source, found: OnceCell::new() }
     }
 
     /// Looks at the server once.
-    async fn find(&self, cx: &Cx) -> Result<Found, OpError> {
-        let mut known = self.found.lock().await;
-        if let Some(found) = &*known {
-            return Ok(found.clone());
-        }
-        let found = self.worker.web().find(&self.worker, cx, &self.source).await?;
-        *known = Some(found.clone());
-        Ok(found)
+    async fn find(&self, cx: &Cx) -> Result<&Found, OpError> {
+        self.found.get_or_try_init(|| self.worker.web().find(&self.worker, cx, &self.source)).await
     }
 }
 
@@ -38,9 +32,7 @@ impl Http {
 impl Operation<ImmutableRef> for Http {
     async fn cache_map(&self, cx: &Cx, _: usize) -> Result<(CacheMap<ImmutableRef>, bool), BoxError> {
         let source = &self.source;
-        if let Some(name) = source.unsupported {
-            return Err(OpError::Unsupported(format!("attribute {name} of http sources")).into());
-        }
+        super::refuse_attribute("http", source.unsupported)?;
         let key = if source.checksum.is_empty() {
             let found = self.find(cx).await?;
             self.worker.pins().set(cx.vertex(), found.checksum.to_string());
@@ -60,6 +52,6 @@ impl Operation<ImmutableRef> for Http {
         if !expected.is_empty() && found.checksum.to_string() != *expected {
             return Err(OpError::from(WebError::Mismatch { found: found.checksum, expected: expected.clone() }).into());
         }
-        Ok(vec![Some(found.file)])
+        Ok(vec![Some(found.file.clone())])
     }
 }

@@ -40,6 +40,14 @@ impl Operation<ImmutableRef> for Refused {
     }
 }
 
+/// Fails if a source has an attribute that castor does not heed.
+fn refuse_attribute(kind: &str, name: Option<&str>) -> Result<(), OpError> {
+    match name {
+        Some(name) => Err(OpError::Unsupported(format!("attribute {name} of {kind} sources"))),
+        None => Ok(()),
+    }
+}
+
 /// A digest over what distinguishes two things that share a name in public.
 pub(crate) fn private_digest(parts: impl IntoIterator<Item = String>) -> Digest {
     Digest::of(format!("castor.private.v0:{}", parts.into_iter().collect::<Vec<_>>().join("\n")))

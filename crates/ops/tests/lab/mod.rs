@@ -175,6 +175,7 @@ impl Lab {
             platforms: vec![Platform::host()],
             lazy,
             frontends: castor_ops::bridge::FrontendPolicy::default(),
+            passing: castor_ops::Passing::open(ground.dir.path().join("passing")).unwrap(),
             scope: ground.scope.child("ops"),
         });
         Self { worker, solver, store, commands, ground, jobs: AtomicUsize::new(0) }
