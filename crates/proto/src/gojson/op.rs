@@ -12,8 +12,7 @@ use crate::pb::op::Op;
 
 /// The operation; its inputs are the caller's to name.
 pub fn op(op: &pb::Op) -> Value {
-    let mut what = Map::new();
-    let named = match &op.op {
+    let what = match &op.op {
         None => None,
         Some(Op::Exec(exec)) => Some(("exec", exec_op(exec))),
         Some(Op::Source(source)) => Some(("source", source_op(source))),
@@ -23,22 +22,29 @@ pub fn op(op: &pb::Op) -> Value {
         Some(Op::Diff(diff)) => Some((
             "diff",
             object([
-                ("lower", diff.lower.as_ref().map_or(Value::Null, |lower| input(lower.input))),
-                ("upper", diff.upper.as_ref().map_or(Value::Null, |upper| input(upper.input))),
+                ("lower", given(&diff.lower, |lower| input(lower.input))),
+                ("upper", given(&diff.upper, |upper| input(upper.input))),
             ]),
         )),
         Some(Op::Passthrough(pass)) => {
             Some(("passthrough", object([("id", json!(pass.id)), ("outputs", json!(pass.outputs))])))
         }
     };
-    if let Some((name, value)) = named {
-        what.insert(name.to_owned(), value);
-    }
     object([
-        ("Op", Value::Object(what)),
-        ("platform", op.platform.as_ref().map_or(Value::Null, platform)),
-        ("constraints", op.constraints.as_ref().map_or(Value::Null, |some| object([("filter", json!(some.filter))]))),
+        ("Op", one_of(what)),
+        ("platform", given(&op.platform, platform)),
+        ("constraints", given(&op.constraints, |some| object([("filter", json!(some.filter))]))),
     ])
+}
+
+/// What is there, written as `write` has it; left out where there is nothing.
+fn given<T>(what: &Option<T>, write: impl FnOnce(&T) -> Value) -> Value {
+    what.as_ref().map_or(Value::Null, write)
+}
+
+/// One of several kinds of a thing, under its name. It stays also where there is none.
+fn one_of(kind: Option<(&str, Value)>) -> Value {
+    Value::Object(kind.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 fn list_of(name: &str, values: impl Iterator<Item = Value>) -> Value {
@@ -74,7 +80,7 @@ fn exec_op(exec: &pb::ExecOp) -> Value {
     };
     let device = |device: &pb::CdiDevice| object([("name", json!(device.name)), ("optional", json!(device.optional))]);
     object([
-        ("meta", exec.meta.as_ref().map_or(Value::Null, meta)),
+        ("meta", given(&exec.meta, meta)),
         ("mounts", exec.mounts.iter().map(mount).collect()),
         ("network", json!(exec.network)),
         ("security", json!(exec.security)),
@@ -84,7 +90,7 @@ fn exec_op(exec: &pb::ExecOp) -> Value {
 }
 
 fn meta(meta: &pb::Meta) -> Value {
-    let proxy = meta.proxy_env.as_ref().map(|proxy| {
+    let proxy = |proxy: &pb::ProxyEnv| {
         object([
             ("http_proxy", json!(proxy.http_proxy)),
             ("https_proxy", json!(proxy.https_proxy)),
@@ -92,7 +98,7 @@ fn meta(meta: &pb::Meta) -> Value {
             ("no_proxy", json!(proxy.no_proxy)),
             ("all_proxy", json!(proxy.all_proxy)),
         ])
-    });
+    };
     let host = |host: &pb::HostIp| object([("Host", json!(host.host)), ("IP", json!(host.ip))]);
     let ulimit = |limit: &pb::Ulimit| {
         object([("Name", json!(limit.name)), ("Soft", json!(limit.soft)), ("Hard", json!(limit.hard))])
@@ -102,7 +108,7 @@ fn meta(meta: &pb::Meta) -> Value {
         ("env", json!(meta.env)),
         ("cwd", json!(meta.cwd)),
         ("user", json!(meta.user)),
-        ("proxy_env", proxy.unwrap_or(Value::Null)),
+        ("proxy_env", given(&meta.proxy_env, proxy)),
         ("extraHosts", meta.extra_hosts.iter().map(host).collect()),
         ("hostname", json!(meta.hostname)),
         ("ulimit", meta.ulimit.iter().map(ulimit).collect()),
@@ -123,8 +129,6 @@ fn mount(mount: &pb::Mount) -> Value {
         ])
     };
     let cache = |cache: &pb::CacheOpt| object([("ID", json!(cache.id)), ("sharing", json!(cache.sharing))]);
-    let secret_opt = mount.secret_opt.as_ref().map(|opt| secret(&opt.id, opt.uid, opt.gid, opt.mode, opt.optional));
-    let ssh_opt = mount.ssh_opt.as_ref().map(|opt| secret(&opt.id, opt.uid, opt.gid, opt.mode, opt.optional));
     object([
         ("input", json!(mount.input)),
         ("selector", json!(mount.selector)),
@@ -132,18 +136,17 @@ fn mount(mount: &pb::Mount) -> Value {
         ("output", json!(mount.output)),
         ("readonly", json!(mount.readonly)),
         ("mountType", json!(mount.mount_type)),
-        ("TmpfsOpt", mount.tmpfs_opt.as_ref().map_or(Value::Null, |tmpfs| object([("size", json!(tmpfs.size))]))),
-        ("cacheOpt", mount.cache_opt.as_ref().map_or(Value::Null, cache)),
-        ("secretOpt", secret_opt.unwrap_or(Value::Null)),
-        ("SSHOpt", ssh_opt.unwrap_or(Value::Null)),
+        ("TmpfsOpt", given(&mount.tmpfs_opt, |tmpfs| object([("size", json!(tmpfs.size))]))),
+        ("cacheOpt", given(&mount.cache_opt, cache)),
+        ("secretOpt", given(&mount.secret_opt, |opt| secret(&opt.id, opt.uid, opt.gid, opt.mode, opt.optional))),
+        ("SSHOpt", given(&mount.ssh_opt, |opt| secret(&opt.id, opt.uid, opt.gid, opt.mode, opt.optional))),
         ("resultID", json!(mount.result_id)),
         ("contentCache", json!(mount.content_cache)),
     ])
 }
 
 fn file_action(action: &pb::FileAction) -> Value {
-    let mut what = Map::new();
-    let named = match &action.action {
+    let what = match &action.action {
         None => None,
         Some(Action::Copy(copy)) => Some(("copy", file_copy(copy))),
         Some(Action::Mkfile(file)) => Some((
@@ -152,7 +155,7 @@ fn file_action(action: &pb::FileAction) -> Value {
                 ("path", json!(file.path)),
                 ("mode", json!(file.mode)),
                 ("data", json!(STANDARD.encode(&file.data))),
-                ("owner", file.owner.as_ref().map_or(Value::Null, owner)),
+                ("owner", given(&file.owner, owner)),
                 ("timestamp", json!(file.timestamp)),
             ]),
         )),
@@ -162,7 +165,7 @@ fn file_action(action: &pb::FileAction) -> Value {
                 ("path", json!(dir.path)),
                 ("mode", json!(dir.mode)),
                 ("makeParents", json!(dir.make_parents)),
-                ("owner", dir.owner.as_ref().map_or(Value::Null, owner)),
+                ("owner", given(&dir.owner, owner)),
                 ("timestamp", json!(dir.timestamp)),
             ]),
         )),
@@ -179,20 +182,17 @@ fn file_action(action: &pb::FileAction) -> Value {
             object([
                 ("oldpath", json!(link.oldpath)),
                 ("newpath", json!(link.newpath)),
-                ("owner", link.owner.as_ref().map_or(Value::Null, owner)),
+                ("owner", given(&link.owner, owner)),
                 ("timestamp", json!(link.timestamp)),
             ]),
         )),
     };
-    if let Some((name, value)) = named {
-        what.insert(name.to_owned(), value);
-    }
     // Unlike elsewhere these three stay where they are zero.
     json!({
         "input": action.input,
         "secondaryInput": action.secondary_input,
         "output": action.output,
-        "Action": what,
+        "Action": one_of(what),
     })
 }
 
@@ -200,7 +200,7 @@ fn file_copy(copy: &pb::FileActionCopy) -> Value {
     object([
         ("src", json!(copy.src)),
         ("dest", json!(copy.dest)),
-        ("owner", copy.owner.as_ref().map_or(Value::Null, owner)),
+        ("owner", given(&copy.owner, owner)),
         ("mode", json!(copy.mode)),
         ("followSymlink", json!(copy.follow_symlink)),
         ("dirCopyContents", json!(copy.dir_copy_contents)),
@@ -228,10 +228,7 @@ fn owner(owner: &pb::ChownOpt) -> Value {
         };
         object([("User", inner)])
     };
-    object([
-        ("user", owner.user.as_ref().map_or(Value::Null, user)),
-        ("group", owner.group.as_ref().map_or(Value::Null, user)),
-    ])
+    object([("user", given(&owner.user, user)), ("group", given(&owner.group, user))])
 }
 
 fn build_op(build: &pb::BuildOp) -> Value {
@@ -240,7 +237,7 @@ fn build_op(build: &pb::BuildOp) -> Value {
     object([
         ("builder", json!(build.builder)),
         ("inputs", if inputs.is_empty() { Value::Null } else { Value::Object(inputs) }),
-        ("def", build.def.as_ref().map_or(Value::Null, super::definition)),
+        ("def", given(&build.def, super::definition)),
         ("attrs", texts(&build.attrs)),
     ])
 }
