@@ -87,6 +87,11 @@ impl BuildBridge {
         Arc::new(Self { build, trail })
     }
 
+    /// The same build for work that is the daemon's own: what it asks for is no part of the result.
+    pub(crate) fn apart(&self) -> Arc<Self> {
+        Self::with_trail(self.build.clone(), Trail::root(Asked::default()))
+    }
+
     /// What the client and all frontends asked for.
     pub(crate) fn trail(&self) -> &Arc<Trail> {
         &self.build.root
@@ -190,8 +195,10 @@ impl BuildBridge {
             FrontendRequest { options: request.options, inputs: request.inputs, cache_imports: request.cache_imports };
         let result = castor_frontend::solve(bridge, &request.frontend, frontend).await?;
         let daemon = &self.build.daemon;
-        for reference in result.refs.iter() {
+        for reference in result.all_refs() {
             trail.made_ref(reference);
+        }
+        for reference in result.refs.iter() {
             let pins = |vertex: &_| daemon.ops.pins().get(vertex);
             if let Some(request) = Capture::request_for(&trail, reference, &pins, &daemon.made) {
                 daemon.made.remember(reference.definition(), request);
@@ -214,7 +221,7 @@ impl Bridge for BuildBridge {
                 if let Some(reference) = &loaded {
                     self.build.daemon.ops.forget_caches(reference.graph()).await;
                 }
-                SolveResult { refs: Refs::Single(loaded), metadata: BTreeMap::new() }
+                SolveResult { refs: Refs::Single(loaded), ..SolveResult::default() }
             }
             (false, true) => self.run_frontend(request).await?,
             (false, false) => {
@@ -222,7 +229,7 @@ impl Bridge for BuildBridge {
             }
         };
         if evaluate {
-            for reference in result.refs.iter() {
+            for reference in result.all_refs() {
                 self.compute(reference).await?;
             }
         }

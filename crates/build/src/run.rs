@@ -147,9 +147,13 @@ impl Build {
         let caches = Exports::parse(&self.request.cache_exports)?;
         let wishes = Wishes::of(&self.request.options).map_err(|error| BridgeError::unknown(error.to_string()))?;
         // 2, 3: the frontend's result, still lazy.
-        let result = self.frontend(bridge).await?;
+        let mut result = self.frontend(bridge).await?;
+        if let Some(wanted) = &wishes.sbom {
+            self.scan(bridge, &mut result, wanted).await?;
+        }
         // 4: everything that it needs.
         let mut computed = self.compute(bridge, &result).await?;
+        self.attest(bridge, &result, &mut computed, !exporters.is_empty()).await?;
         self.state(bridge, &result, &mut computed, wishes).await?;
         self.verify(&computed, exporters.len(), job);
         let roots = bridge.roots(&result, &computed);
@@ -256,6 +260,21 @@ impl Build {
             evaluate: false,
         };
         bridge.solve(solve).await
+    }
+
+    /// What `result` is for each platform, nothing of it computed.
+    pub(crate) fn outline(&self, result: &SolveResult) -> Result<BuildResult, BridgeError> {
+        let metadata = result.metadata.clone();
+        let outline = match &result.refs {
+            Refs::Single(_) => BuildResult::single(None, metadata, &self.daemon.native),
+            Refs::Map(refs) => BuildResult::map(refs.keys().map(|id| (id.clone(), None)).collect(), metadata),
+        };
+        outline.map_err(|error| BridgeError::unknown(error.to_string()))
+    }
+
+    /// What the client asks for.
+    pub(crate) fn request(&self) -> &Request {
+        &self.request
     }
 
     async fn compute(&self, bridge: &BuildBridge, result: &SolveResult) -> Result<BuildResult, BridgeError> {

@@ -35,8 +35,8 @@ mod suggest;
 
 pub use archive::is_archive;
 pub use convert::{
-    HTTP_HEAD, HTTP_NAME, ListedTarget, Outline, OutlineArg, OutlineMount, Request, Target, check, context_for_image,
-    convert, dockerfile_source, http_context, outline, targets,
+    HTTP_HEAD, HTTP_NAME, ListedTarget, Outline, OutlineArg, OutlineMount, Request, ScanTargets, Target, check,
+    context_for_image, convert, dockerfile_source, http_context, outline, targets,
 };
 pub use error::{DockerfileError, Locations};
 pub use git::commit_time;

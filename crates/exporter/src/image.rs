@@ -17,6 +17,7 @@ use crate::annotations::{ImageAnnotations, Place};
 use crate::attest::{self, AttestationManifest, Subject};
 use crate::document::{self, Document, LayerFacts};
 use crate::push::Push;
+use crate::sbom;
 use crate::{BuildResult, ExportCx, ExportError, Exporter, ImageOptions, OptionError, PlatformResult, Response};
 
 /// Annotations of layers that are between castor, BuildKit and containerd, and leave with no image.
@@ -148,7 +149,7 @@ impl ImageExporter {
             say(format!("exporting manifest {}", manifest.descriptor.digest));
             say(format!("exporting config {}", config.descriptor.digest));
             if is_index && !platform.attestations.is_empty() {
-                let attested = self.attestations(platform, &manifest.descriptor, names)?;
+                let attested = self.attestations(cx, platform, &layers, &manifest.descriptor, names).await?;
                 say(format!("exporting attestation manifest {}", attested.manifest.descriptor.digest));
                 assembled.extras.extend(attested.blobs);
                 statements.push(attested.manifest);
@@ -232,15 +233,24 @@ impl ImageExporter {
     }
 
     /// What is attested of a platform's image, which `target` names.
-    fn attestations(
+    async fn attestations(
         &self,
+        cx: &ExportCx,
         platform: &PlatformResult,
+        layers: &[LayerBlob],
         target: &Descriptor,
         names: &[Reference],
     ) -> Result<AttestationManifest, ExportError> {
         let subject = |name: &Reference| Subject::new(attest::package_url(name, &platform.platform), target.digest);
         let subjects: Vec<Subject> = names.iter().map(subject).collect();
-        let statements: Vec<_> = platform.attestations.iter().collect();
+        let mut statements = Vec::with_capacity(platform.attestations.len());
+        for attestation in &platform.attestations {
+            statements.push(match attestation.is_core {
+                true => sbom::with_layers(&self.blobs, &cx.cx, attestation, layers).await?,
+                false => attestation.clone(),
+            });
+        }
+        let statements: Vec<_> = statements.iter().collect();
         let artifact = self.options.oci_artifact.unwrap_or(true);
         attest::manifest(&statements, target, &subjects, artifact).map_err(ExportError::Attestation)
     }
@@ -279,17 +289,28 @@ impl ImageExporter {
         Ok((manifest, config))
     }
 
+    /// Whether a layer stays where its image says it is to be had.
+    fn stays_elsewhere(&self, layer: &Descriptor) -> bool {
+        self.options.prefer_non_distributable && !layer.urls.is_empty()
+    }
+
     /// A layer's descriptor as the manifest shows it.
     fn exported(&self, layer: &Descriptor) -> Descriptor {
         let mut exported = layer.clone();
         exported.platform = None;
+        if self.stays_elsewhere(layer) {
+            exported.media_type = media_type::non_distributable(&layer.media_type).to_owned();
+        } else {
+            exported.media_type = media_type::distributable(&layer.media_type).to_owned();
+            exported.urls.clear();
+        }
         if self.options.oci() {
-            exported.media_type = media_type::to_oci(&layer.media_type).to_owned();
+            exported.media_type = media_type::to_oci(&exported.media_type).to_owned();
             exported
                 .annotations
                 .retain(|key, _| !INTERNAL.contains(&key.as_str()) && !key.starts_with(INTERNAL_PREFIX));
         } else {
-            exported.media_type = media_type::to_docker(&layer.media_type).to_owned();
+            exported.media_type = media_type::to_docker(&exported.media_type).to_owned();
             exported.annotations.clear();
         }
         exported
@@ -333,11 +354,12 @@ impl Exporter for ImageExporter {
     async fn export(&self, cx: &ExportCx, result: &BuildResult) -> Result<Response, ExportError> {
         let exporter = self.for_result(result)?;
         let references = exporter.options.references(result.text("image.name"))?;
-        let assembled = exporter.assemble(cx, result, &references, true).await?;
+        let mut assembled = exporter.assemble(cx, result, &references, true).await?;
         if exporter.options.push {
             if references.is_empty() {
                 return Err(ExportError::NoName);
             }
+            assembled.layers.retain(|layer| !exporter.stays_elsewhere(&layer.descriptor));
             let access = cx.access.clone().with_insecure(exporter.options.insecure);
             let push = Push { registry: &exporter.registry, blobs: &exporter.blobs, access, cx: &cx.cx };
             push.run(&assembled, &references, exporter.options.push_by_digest).await?;

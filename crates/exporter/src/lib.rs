@@ -4,6 +4,7 @@
 mod annotations;
 mod archive;
 mod attest;
+mod claims;
 mod document;
 mod epoch;
 mod error;
@@ -12,6 +13,7 @@ mod image;
 mod options;
 mod push;
 mod result;
+mod sbom;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,12 +26,13 @@ use castor_solver::Cx;
 
 pub use annotations::ImageAnnotations;
 pub use archive::{ArchiveExporter, ArchiveKind};
+pub use claims::{Claim, ClaimError, read_claims};
 pub use epoch::Epoch;
 pub use error::ExportError;
 pub use files::{LocalExporter, TarExporter};
 pub use image::ImageExporter;
 pub use options::{ImageOptions, OptionError};
-pub use result::{Attestation, BuildResult, PlatformResult, ResultError};
+pub use result::{Attestation, BuildResult, PlatformResult, ResultError, StatementSubject};
 
 /// What an export may use of the build it belongs to.
 #[derive(Debug, Clone)]

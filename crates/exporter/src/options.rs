@@ -29,6 +29,8 @@ pub struct ImageOptions {
     pub oci_media_types: Option<bool>,
     /// How layers are compressed.
     pub compression: Compression,
+    /// Layers that their image says are to be had elsewhere stay there.
+    pub prefer_non_distributable: bool,
     /// Times are cut to it.
     pub epoch: Epoch,
     /// Whether those of files in layers are, too.
@@ -115,6 +117,7 @@ impl ImageOptions {
             dangling_empty_only: false,
             oci_media_types: None,
             compression: Compression::default(),
+            prefer_non_distributable: false,
             epoch: Epoch::default(),
             rewrite_timestamp: false,
             attestation_inline: None,
@@ -136,7 +139,6 @@ impl ImageOptions {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
         let flag = || parse_bool(key, value);
-        let unsupported = || Err(OptionError::Unsupported(format!("image exporter option {key}={value}")));
         match key {
             "name" => self.names = value.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
             "push" => self.push = flag()?,
@@ -159,8 +161,7 @@ impl ImageOptions {
             // castor, like BuildKit's OCI worker, has no image store to put an image into.
             "store" | "unpack" | "unsafe-internal-store-allow-incomplete" => drop(flag()?),
             "rewrite-timestamp" => self.rewrite_timestamp = flag()?,
-            "prefer-nondist-layers" if flag()? => return unsupported(),
-            "prefer-nondist-layers" => {}
+            "prefer-nondist-layers" => self.prefer_non_distributable = flag()?,
             "attestation-inline" => self.attestation_inline = Some(flag()?),
             "oci-artifact" => self.oci_artifact = Some(flag()?),
             _ if self.annotations.set(key, value)? => {}
@@ -240,7 +241,7 @@ mod tests {
             (&[("push", "maybe")][..], "push"),
             (&[("compression", "lzma")], "lzma"),
             (&[("compression", "estargz"), ("oci-mediatypes", "false")], "conflicts with \"oci-mediatypes=false\""),
-            (&[("prefer-nondist-layers", "true")], "prefer-nondist-layers"),
+            (&[("prefer-nondist-layers", "some")], "prefer-nondist-layers"),
             (&[("annotation-layer.a", "b")], "annotation type layer"),
             (&[("compression-level", "99")], "99"),
         ] {

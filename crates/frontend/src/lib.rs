@@ -14,6 +14,7 @@ mod dockerfile;
 mod failure;
 mod gateway;
 mod image;
+mod sbom;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use castor_ops::{Bridge, BridgeError, SolveResult};
 pub use dockerfile::DockerfileV0;
 pub use failure::{from_failure, to_failure};
 pub use gateway::{BUILD_ID_HEADER, BridgeService, Gateway, Gateways, Locate, Registered};
+pub use sbom::{PREDICATE as SBOM_PREDICATE, SbomOptions, ScanTarget, Scanner};
 
 /// The version of BuildKit's Dockerfile frontend that the builtin one is like; provenance tells it.
 pub const DOCKERFILE_VERSION: &str = "1.26.0";

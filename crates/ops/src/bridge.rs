@@ -130,6 +130,44 @@ pub struct SolveResult {
     pub refs: Refs,
     /// Facts about them, image configurations among them.
     pub metadata: BTreeMap<String, Bytes>,
+    /// What the frontend attests of them, by the platform of the result.
+    pub attestations: BTreeMap<String, Vec<Attested>>,
+}
+
+impl SolveResult {
+    /// All refs that are not scratch, those that attestations are in among them.
+    pub fn all_refs(&self) -> impl Iterator<Item = &LazyRef> {
+        let attested = self.attestations.values().flatten().filter_map(|one| one.reference.as_ref());
+        self.refs.iter().chain(attested)
+    }
+}
+
+/// What a frontend attests of a result. The statements themselves are files of a ref, read when the result leaves.
+#[derive(Debug, Clone, Default)]
+pub struct Attested {
+    /// A directory with whole statements of in-toto's form, rather than a file with a predicate.
+    pub bundle: bool,
+    /// What BuildKit's parts tell each other of it: `reason`, `sbom-core`, `inline-only`.
+    pub metadata: BTreeMap<String, Bytes>,
+    /// Where the file or the directory is.
+    pub reference: Option<LazyRef>,
+    /// Its path there.
+    pub path: String,
+    /// The predicate's type; of a bundle, that of all statements in it, or empty for any.
+    pub predicate_type: String,
+    /// What the predicate is about; nothing means the result.
+    pub subjects: Vec<AttestedSubject>,
+}
+
+/// What a predicate is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttestedSubject {
+    /// The result itself, whatever it becomes, and not what the digests name.
+    pub is_result: bool,
+    /// A name for it; empty for none.
+    pub name: String,
+    /// Its digests, as the frontend gave them.
+    pub digests: Vec<String>,
 }
 
 /// The refs of a result. A ref that is `None` is scratch.

@@ -14,6 +14,7 @@ mod expose;
 mod image;
 mod outline;
 mod run;
+mod scan;
 mod show;
 mod stage;
 
@@ -36,6 +37,7 @@ use context::LocalContext;
 pub use context::{HTTP_HEAD, HTTP_NAME, context_for_image, dockerfile_source, http_context};
 use outline::Seen;
 pub use outline::{ListedTarget, Outline, OutlineArg, OutlineMount, targets};
+pub use scan::ScanTargets;
 use stage::StageState;
 
 /// What to convert.
@@ -72,6 +74,8 @@ pub struct Target {
     pub epoch: Option<i64>,
     /// What is legal but unwise.
     pub warnings: Vec<Warning>,
+    /// What a scanner is to look at too, if there is to be one.
+    pub scan: Option<ScanTargets>,
 }
 
 /// Files are short; those that are not would make graphs that nobody can build.
@@ -251,6 +255,10 @@ impl<'a> Converter<'a> {
             .state
             .marshal(&marshal)
             .map_err(|error| DockerfileError::new(format!("failed to marshal LLB definition: {error}")))?;
+        let scan = match self.options.sbom {
+            Some(_) => Some(self.scan_targets(target, &marshal)?),
+            None => None,
+        };
         let stage = &mut self.stages[target];
         let mut config = std::mem::take(&mut stage.image);
         if self.request.target_platform.is_some() {
@@ -264,6 +272,7 @@ impl<'a> Converter<'a> {
             platform: platform::normalize(&self.target_platform),
             epoch: self.epoch,
             warnings: self.linter.warnings(),
+            scan,
         })
     }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use castor_dockerfile::lint::Warning;
 use castor_dockerfile::{
-    DockerfileError, HTTP_HEAD, HTTP_NAME, HttpContext, IgnoreFile, Options, OptionsError, Request, check, convert,
-    dockerfile_source, frontend_caps, http_context, is_archive, parser,
+    DockerfileError, HTTP_HEAD, HTTP_NAME, HttpContext, IgnoreFile, Options, OptionsError, Request, ScanTargets, check,
+    convert, dockerfile_source, frontend_caps, http_context, is_archive, parser,
 };
 use castor_llb::{CapSet, Definition};
 use castor_oci::{Digest, Platform};
 use castor_ops::bridge::ReadFile;
-use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+use castor_ops::{Attested, Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_proto::errdefs::{Detail as _, FrontendCap, Source, Subrequest};
 use castor_proto::pb;
 use castor_wire::Failure;
@@ -22,6 +22,7 @@ use super::metadata::{self, Built};
 use super::outline;
 use super::resolver::{Resolver, single};
 use crate::failure::{from_failure, to_failure};
+use crate::sbom::{SbomOptions, ScanTarget, Scanner};
 use crate::{FrontendRequest, dockerfile::is_dockerfile_image, is_replaced};
 
 /// The option that names the frontend to use.
@@ -116,10 +117,18 @@ pub(super) async fn build(bridge: Arc<dyn Bridge>, request: FrontendRequest) -> 
         let job = Target { bridge: &bridge, request: &request, options: &options, text: &text, resolver: &resolver };
         return job.answer(name, targets.into_iter().next().flatten(), native).await;
     }
+    let scanner = match &options.sbom {
+        None => None,
+        Some(attributes) => {
+            let wanted = SbomOptions::new(attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())))?;
+            Some(Scanner::find(bridge.clone(), &wanted, options.resolve_mode).await?)
+        }
+    };
+    let scanner = scanner.as_ref();
     let builds = targets.into_iter().enumerate().map(|(index, platform)| {
         let job = Target { bridge: &bridge, request: &request, options: &options, text: &text, resolver: &resolver };
         let native = native.clone();
-        async move { job.build(platform, native, index == 0).await }
+        async move { job.build(platform, native, index == 0, scanner).await }
     });
     metadata::result(try_join_all(builds).await?, options.multi_platform)
 }
@@ -134,7 +143,13 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
-    async fn build(self, platform: Option<Platform>, native: Platform, first: bool) -> Result<Built, BridgeError> {
+    async fn build(
+        self,
+        platform: Option<Platform>,
+        native: Platform,
+        first: bool,
+        scanner: Option<&Scanner>,
+    ) -> Result<Built, BridgeError> {
         let request = self.conversion(platform.clone(), native, first);
         let converted = Box::pin(convert(&request, self.resolver)).await;
         let warnings = converted.as_ref().map_or_else(DockerfileError::warnings, |target| &target.warnings);
@@ -142,7 +157,22 @@ impl Target<'_> {
         let target = converted.map_err(|error| self.failed(&error))?;
         let reference = self.load(target.definition.clone()).await?;
         let platform = platform.unwrap_or_else(Platform::host);
-        Ok(Built { reference, target, platform })
+        let attested = match scanner {
+            Some(scanner) => Some(self.scan(scanner, &target, &platform).await?),
+            None => None,
+        };
+        Ok(Built { reference, target, platform, attested })
+    }
+
+    async fn scan(
+        &self,
+        scanner: &Scanner,
+        target: &castor_dockerfile::Target,
+        platform: &Platform,
+    ) -> Result<Attested, BridgeError> {
+        let ScanTargets { extras, ignore_cache } = target.scan.clone().unwrap_or_default();
+        let scan = ScanTarget { core: target.definition.clone(), extras, ignore_cache };
+        scanner.scan(&Built::id(platform), &scan).await
     }
 
     fn conversion(&self, platform: Option<Platform>, native: Platform, lint: bool) -> Request<'_> {
