@@ -35,7 +35,17 @@ impl Inner {
     }
 
     pub(super) async fn need(self: &Arc<Self>, chunks: Range<u32>) -> Result<(), FetchError> {
-        let (flights, spans) = {
+        match self.ask(chunks.clone()).await {
+            // It was begun by others, perhaps on a guess and when the registry could not be reached: one of one's own may
+            // be answered.
+            Err((_, true)) => self.ask(chunks).await.map_err(|(error, _)| error),
+            outcome => outcome.map_err(|(error, _)| error),
+        }
+    }
+
+    /// Waits for `chunks`, on their way already or not. An error says whether it is only of what had been on its way.
+    async fn ask(self: &Arc<Self>, chunks: Range<u32>) -> Result<(), (FetchError, bool)> {
+        let (begun, flights, spans) = {
             let mut state = self.state.lock();
             let mut wanted: Vec<u32> = chunks
                 .filter(|chunk| !self.presence.contains(*chunk))
@@ -44,13 +54,21 @@ impl Inner {
             wanted.sort_unstable();
             wanted.dedup();
             wanted.retain(|member| !self.is_here(*member));
-            self.plan(&mut state, &wanted)
+            let begun: Vec<bool> = wanted.iter().map(|member| state.flights.contains_key(member)).collect();
+            let (flights, spans) = self.plan(&mut state, &wanted);
+            (begun, flights, spans)
         };
         self.start(spans);
-        for flight in flights {
-            flight.wait().await?;
+        let mut failed = None;
+        // To the last: what had been on its way is over then.
+        for (flight, begun) in flights.into_iter().zip(begun) {
+            match (flight.wait().await, begun) {
+                (Ok(()), _) => {}
+                (Err(error), true) => failed = failed.or(Some((error, true))),
+                (Err(error), false) => return Err((error, false)),
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Decides what is fetched for `wanted`: joins what is on its way, adds guesses, makes spans.
