@@ -129,8 +129,9 @@ fn privileged_a_server_of_trees_that_is_killed_costs_its_readers_only() {
     assert!(comes_true(|| registry.log_of(&layer).len() > 1), "nobody reads the layer");
     let server = server_of(daemon.pid().unwrap());
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(server), nix::sys::signal::Signal::SIGKILL).unwrap();
-    let outcome = build.wait(PATIENCE).unwrap();
-    outcome.failure().unwrap();
+    let error = build.wait(PATIENCE).unwrap().failure().unwrap();
+    let why = format!("read /big in layer {layer} of {reference}: the server of image trees ended");
+    assert!(error.contains(&why), "{why} is not said:\n{error}");
     registry.heal();
     assert!(comes_true(|| daemon.log().contains("the server of image trees ended")), "{}", daemon.log());
     Build::new(&daemon, &project).opt("lazy", "require").run().unwrap().success().unwrap();
@@ -147,7 +148,8 @@ fn server_of(daemon: u32) -> i32 {
         let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
         let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()?;
         let command = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
-        (parent == daemon && command.contains("serve-image-trees")).then_some(pid)
+        let keeps = command.split('\0').next()?.ends_with("-keeper");
+        (parent == daemon && command.contains("serve-image-trees") && !keeps).then_some(pid)
     });
     children.last().expect("mode fuse has a process that serves trees")
 }

@@ -35,8 +35,8 @@ use crate::unpack::with_sources;
 pub(crate) const MEMORY_KIB: u32 = 64 << 10;
 /// Layers that stay open without a user.
 const IDLE_LAYERS: usize = 256;
-/// How long a shutdown waits for fetches to end.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// How long a shutdown waits for fetches to end, and for what is here to be noted on a disk that may be busy.
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
 
 /// How an engine works.
 #[derive(Debug, Clone)]
@@ -486,7 +486,7 @@ impl Shared {
                 match outcome {
                     Ok(()) => core.shared.errors.heal(core.id, &range),
                     Err(cause) => {
-                        let file = file_at(&tree, &range);
+                        let file = tree.file_at(&range);
                         let image = core.origin.lock().image.clone();
                         tracing::warn!(layer = %core.id.blob, image, file, cause, "read of a lazy layer failed");
                         core.shared.errors.push(core.id, range, image, file, cause);
@@ -560,10 +560,12 @@ impl Shared {
     }
 }
 
-/// The file that a range of `data` belongs to.
-fn file_at(tree: &Tree, range: &std::ops::Range<u64>) -> String {
-    let chunk = tree.chunk_at(range.start);
-    if chunk >= tree.chunks() { String::from("?") } else { tree.path_of(tree.chunk(chunk).inode) }
+impl Tree {
+    /// The file that a range of `data` belongs to.
+    pub(crate) fn file_at(&self, range: &std::ops::Range<u64>) -> String {
+        let chunk = self.chunk_at(range.start);
+        if chunk >= self.chunks() { String::from("?") } else { self.path_of(self.chunk(chunk).inode) }
+    }
 }
 
 /// What is read of an object.

@@ -25,6 +25,8 @@ struct Failure {
     /// What could not be read of the layer's data.
     range: Range<u64>,
     error: ReadError,
+    /// Whoever has read it since has read it in another mount.
+    lasting: bool,
 }
 
 impl ErrorLog {
@@ -34,6 +36,15 @@ impl ErrorLog {
     }
 
     pub(crate) fn push(&self, layer: LayerId, range: Range<u64>, image: String, file: String, cause: &str) {
+        self.add(layer, range, image, file, cause, false);
+    }
+
+    /// The same for what does not heal: its mount is never read again, but others of the layer are.
+    pub(crate) fn push_lasting(&self, layer: LayerId, image: String, file: String, cause: &str) {
+        self.add(layer, 0..0, image, file, cause, true);
+    }
+
+    fn add(&self, layer: LayerId, range: Range<u64>, image: String, file: String, cause: &str, lasting: bool) {
         let mut log = self.log.lock();
         // The kernel asks again page by page where a larger read failed: that is one failure, the latest.
         let again = |f: &Failure| f.layer == layer && f.error.file == file && f.error.cause == cause;
@@ -45,7 +56,7 @@ impl ErrorLog {
         }
         let sequence = self.next.fetch_add(1, Ordering::AcqRel);
         let error = ReadError { sequence, image, layer: layer.blob, file, cause: cause.to_owned() };
-        log.push_back(Failure { layer, range, error });
+        log.push_back(Failure { layer, range, error, lasting });
         self.count.store(log.len(), Ordering::Release);
     }
 
@@ -56,7 +67,7 @@ impl ErrorLog {
             return;
         }
         let mut log = self.log.lock();
-        log.retain(|f| f.layer != layer || f.range.end <= range.start || range.end <= f.range.start);
+        log.retain(|f| f.lasting || f.layer != layer || f.range.end <= range.start || range.end <= f.range.start);
         self.count.store(log.len(), Ordering::Release);
     }
 
@@ -97,6 +108,9 @@ mod tests {
         assert_eq!(log.of(layer, 0).len(), 2);
         log.heal(layer, &(0..8));
         assert_eq!(log.of(layer, mark)[0].file, "/g");
+        log.push_lasting(layer, "image".into(), "/lost".into(), "cause");
+        log.heal(layer, &(0..8192));
+        assert_eq!(log.of(layer, mark)[0].file, "/lost");
         assert_eq!(log.take(layer).len(), 1);
         assert!(log.of(layer, 0).is_empty());
     }

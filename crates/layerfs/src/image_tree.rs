@@ -264,16 +264,21 @@ fn mount_fuse(
 ) -> Result<(Detached, Dependence), LayerError> {
     let layers: Vec<TreeLayer<'_>> = parts
         .iter()
-        .map(|part| TreeLayer { number: part.layer.core.number, data: &part.object.data, complete: part.complete })
+        .map(|part| TreeLayer {
+            number: part.layer.core.number,
+            data: &part.object.data,
+            complete: part.complete,
+            core: Some(&part.layer.core),
+        })
         .collect();
     let patience = shared.config.read_deadline;
     let mut again = true;
     loop {
         let server = shared.serving.trees().map_err(LayerError::Mount)?;
         match server.mount(image, &layers, patience) {
-            Ok(mounted) => {
+            Ok((mounted, tree)) => {
                 raise_read_ahead(device_of(&mounted).iter());
-                return Ok((mounted, Dependence::Trees(server)));
+                return Ok((mounted, Dependence::Trees(tree)));
             }
             // One that was killed meanwhile is replaced; twice is no accident.
             Err(MountFailure::Ended) if std::mem::take(&mut again) => {}

@@ -1,6 +1,7 @@
 //! One layer: an object on disk and, while bytes are missing, what fetches them.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -239,6 +240,14 @@ impl Layer {
 }
 
 impl Core {
+    /// Notes that somebody did not get `range` of the data, or else `file`, from a mount that is never read again.
+    pub(crate) fn lose(&self, range: Option<Range<u64>>, file: &str, cause: &str) {
+        let found = range.and_then(|range| Some(self.object.get()?.tree.file_at(&range)));
+        let (image, file) = (self.origin.lock().image.clone(), found.unwrap_or_else(|| file.to_owned()));
+        tracing::debug!(layer = %self.id.blob, image, file, cause, "read of a layer failed");
+        self.shared.errors.push_lasting(self.id, image, file, cause);
+    }
+
     /// Says that the files are no longer this layer's. Blocks while they are being written.
     pub(crate) fn leave_files(&self) {
         self.gone.store(true, Ordering::Release);

@@ -187,15 +187,21 @@ impl Files {
         serving.layers.add(NUMBER, served);
         let mounted = match mode {
             Mode::Fuse => serving.trees().and_then(|server| {
-                let layer = TreeLayer { number: NUMBER, data: &self.data, complete: false };
-                server.mount(&self.image, &[layer], PATIENCE).map_err(|failure| match failure {
-                    MountFailure::Ended => "its server ended at once".into(),
+                let layer = TreeLayer { number: NUMBER, data: &self.data, complete: false, core: None };
+                let mounted = server.mount(&self.image, &[layer], PATIENCE).map_err(|failure| match failure {
+                    MountFailure::Ended => "its server ended at once".to_owned(),
                     MountFailure::Other(reason) => reason,
-                })
+                });
+                mounted.map(|(mount, tree)| (Some(tree), mount))
             }),
-            _ => serving.data().and_then(|server| erofs(&Device::In(server.directory(), &DataServer::name(NUMBER)))),
+            _ => {
+                let server = serving.data();
+                let mounted =
+                    server.and_then(|server| erofs(&Device::In(server.directory(), &DataServer::name(NUMBER))));
+                mounted.map(|mount| (None, mount))
+            }
         };
-        let outcome = mounted.and_then(|mount| check(&mount));
+        let outcome = mounted.and_then(|(_tree, mount)| check(&mount));
         serving.layers.remove(NUMBER);
         outcome
     }

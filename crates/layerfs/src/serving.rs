@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::serve::{DataServer, ServedLayers};
-use crate::treefs::{ServerProgram, TreeServer};
+use crate::treefs::{ServerProgram, Tree, TreeServer};
 
 /// The servers of an engine.
 pub(crate) struct Serving {
@@ -61,14 +61,13 @@ impl Serving {
 }
 
 /// A server that a mount depends on.
-#[derive(Clone)]
 pub(crate) enum Dependence {
     /// None.
     Files,
     /// The data server.
     Data(Arc<DataServer>),
-    /// The process that serves trees.
-    Trees(Arc<TreeServer>),
+    /// The process that serves trees, which serves this one.
+    Trees(Tree),
 }
 
 impl Dependence {
@@ -77,7 +76,7 @@ impl Dependence {
         match self {
             Self::Files => true,
             Self::Data(server) => server.is_alive(),
-            Self::Trees(server) => server.is_alive(),
+            Self::Trees(tree) => tree.is_alive(),
         }
     }
 }

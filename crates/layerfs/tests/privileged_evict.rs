@@ -9,7 +9,7 @@ use std::time::Duration;
 use castor_layerfs::{Layer, LayerState, Lazy};
 use castor_progress::Reporter;
 use support::rand_like::Random;
-use support::{Bench, Blob, Source, Tar, estargz, gzip, path, read};
+use support::{Bench, Blob, Source, Tar, estargz, gzip, path, read, read_when_well};
 
 /// A layer of `count` files of 40,000 random bytes.
 fn many(count: usize) -> (Blob, Vec<Vec<u8>>) {
@@ -207,6 +207,7 @@ async fn privileged_all_layers_are_told_of_open_or_not() {
     assert_eq!(read(&tree, &name(1)).await.unwrap(), contents[1]);
     let plain = gzip(&Tar::default().file("f", b"f").bytes());
     drop(open(&bench, &Source::new(&plain), Lazy::Prefer).await);
+    bench.settled(&blob).await;
 
     let of = |reports: Vec<castor_layerfs::LayerReport>, blob: &Blob| {
         reports.into_iter().find(|report| report.id.blob == blob.descriptor.digest).unwrap()
@@ -242,11 +243,7 @@ async fn privileged_who_gives_up_waiting_for_all_leaves_nobody_waiting() {
     }
     source.faults.lock().stall = None;
     // What had been asked for ends by its own deadline, and is then asked for anew.
-    let well = async {
-        while read(&tree, &name(150)).await.is_err() {}
-        read(&tree, &name(150)).await.unwrap()
-    };
-    assert_eq!(tokio::time::timeout(Duration::from_secs(300), well).await.unwrap(), contents[150]);
+    assert_eq!(read_when_well(&tree, &name(150)).await, contents[150]);
     drop((tree, layer));
     bench.engine.shutdown().await;
 }

@@ -16,9 +16,9 @@ use castor_archive::tar::{Header, Kind};
 use castor_layerfs::{ImageTree, Layer, LayerState, Lazy, Mode};
 use castor_mount::{Lower, Overlay, Upper};
 use castor_progress::Reporter;
-use modes::{PATIENCE, comes_true, ends, in_mode, is_io_error, kill, loops, overlay, walk, within};
+use modes::{PATIENCE, comes_true, ends, in_mode, kill, loops, overlay, walk, within};
 use support::rand_like::Random;
-use support::{Bench, Blob, Source, Tar, estargz, gzip, header, path, read};
+use support::{Bench, Blob, Source, Tar, estargz, gzip, header, path, read, read_when_well};
 
 #[test]
 fn the_server_of_image_trees() {
@@ -343,7 +343,7 @@ async fn a_fetch_without_answer_is_an_error_in_time(mode: Mode) {
     assert_eq!(error.raw_os_error(), Some(5));
     assert!(layer.take_errors()[0].cause.contains("no answer within 2s"));
     // Others are not held up.
-    assert_eq!(read(&tree, &name(1)).await.unwrap(), contents[1]);
+    assert_eq!(read_when_well(&tree, &name(1)).await, contents[1]);
     drop((tree, layer));
     bench.engine.shutdown().await;
 }
@@ -484,12 +484,23 @@ async fn privileged_a_killed_server_of_trees_is_replaced() {
     });
     source.stalled.notified().await;
     let server = bench.engine.tree_server().unwrap();
+    let mark = bench.engine.error_mark();
     kill(server);
     let error = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap_err();
-    assert!(is_io_error(&error), "{error}");
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
     source.faults.lock().stall = None;
-    let error = read(&tree, &name(400)).await.unwrap_err();
-    assert!(is_io_error(&error), "{error}");
+    // What has to be looked up first fails as well, and all of it is told of.
+    for file in [&name(400), "d001/f00050"] {
+        let error = read(&tree, file).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    }
+    let lost = |file: &str| {
+        let errors = layer.errors(mark);
+        let named = errors.iter().any(|error| error.file == file && error.cause == "the server of image trees ended");
+        assert!(named, "{file}: {errors:?}");
+    };
+    lost(&format!("/{}", name(300)));
+    lost("/d001");
     // The next mount is another one.
     let next = tokio::time::timeout(PATIENCE, async {
         loop {
@@ -507,6 +518,8 @@ async fn privileged_a_killed_server_of_trees_is_replaced() {
     for number in [5, 9, 401] {
         assert_eq!(read(&next, &name(number)).await.unwrap(), contents[number], "{number}");
     }
+    // That others read the layer now does not help those who did not.
+    lost(&format!("/{}", name(300)));
     drop((tree, next, layer));
     let server = bench.engine.tree_server().unwrap();
     bench.engine.shutdown().await;

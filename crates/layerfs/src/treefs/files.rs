@@ -58,36 +58,8 @@ pub(super) struct Piece {
 }
 
 impl Tree {
-    /// Where bytes `offset` to `offset + size` of a file are, as far as the file goes.
     fn pieces(&self, node: INodeNo, offset: u64, size: u32) -> Result<Vec<Piece>, ReadError> {
-        let file = self.image.inode(self.nid(node))?;
-        let end = offset.saturating_add(u64::from(size)).min(file.size);
-        let (mut pieces, mut at) = (Vec::new(), offset);
-        while at < end {
-            let corrupt = |what| ReadError::Corrupt { nid: file.nid.0, what };
-            let run = self.image.map(&file, at)?.ok_or_else(|| corrupt("no place for a part of it"))?;
-            let until = run.file_offset.saturating_add(run.length).min(end);
-            if until <= at || at < run.file_offset {
-                return Err(corrupt("a run of bytes that leads nowhere"));
-            }
-            let place = match run.place {
-                None => None,
-                Some((0, _)) => return Err(corrupt("data in the image itself")),
-                Some((device, start)) => {
-                    let layer = usize::from(device) - 1;
-                    let start = start.checked_add(at - run.file_offset).ok_or_else(|| corrupt("data out of range"))?;
-                    let end = start.checked_add(until - at).ok_or_else(|| corrupt("data out of range"))?;
-                    if layer >= self.layers.len() {
-                        return Err(corrupt("data on a device that was not given"));
-                    }
-                    Some((layer, start..end))
-                }
-            };
-            // No larger than what was asked for.
-            pieces.push(Piece { place, length: (until - at) as usize });
-            at = until;
-        }
-        Ok(pieces)
+        pieces(&self.image, self.layers.len(), self.nid(node), offset, size)
     }
 
     /// The pieces that only the daemon knows to be here.
@@ -128,7 +100,7 @@ impl Tree {
     }
 
     fn nid(&self, node: INodeNo) -> Nid {
-        if node == INodeNo::ROOT { self.image.superblock().root } else { Nid(node.0) }
+        nid_of(&self.image, node)
     }
 
     /// The number of an inode for the kernel, which insists on 1 for the root.
@@ -179,6 +151,68 @@ impl Tree {
         }
         Ok(())
     }
+}
+
+/// Where bytes `offset` to `offset + size` of a file of a tree of `layers` layers are, as far as the file goes.
+pub(super) fn pieces(
+    image: &Image<Map>,
+    layers: usize,
+    node: Nid,
+    offset: u64,
+    size: u32,
+) -> Result<Vec<Piece>, ReadError> {
+    let file = image.inode(node)?;
+    let end = offset.saturating_add(u64::from(size)).min(file.size);
+    let (mut pieces, mut at) = (Vec::new(), offset);
+    while at < end {
+        let corrupt = |what| ReadError::Corrupt { nid: file.nid.0, what };
+        let run = image.map(&file, at)?.ok_or_else(|| corrupt("no place for a part of it"))?;
+        let until = run.file_offset.saturating_add(run.length).min(end);
+        if until <= at || at < run.file_offset {
+            return Err(corrupt("a run of bytes that leads nowhere"));
+        }
+        let place = match run.place {
+            None => None,
+            Some((0, _)) => return Err(corrupt("data in the image itself")),
+            Some((device, start)) => {
+                let layer = usize::from(device) - 1;
+                let start = start.checked_add(at - run.file_offset).ok_or_else(|| corrupt("data out of range"))?;
+                let end = start.checked_add(until - at).ok_or_else(|| corrupt("data out of range"))?;
+                if layer >= layers {
+                    return Err(corrupt("data on a device that was not given"));
+                }
+                Some((layer, start..end))
+            }
+        };
+        // No larger than what was asked for.
+        pieces.push(Piece { place, length: (until - at) as usize });
+        at = until;
+    }
+    Ok(pieces)
+}
+
+/// The inode that the kernel means by a number: it insists on 1 for the root.
+pub(super) fn nid_of(image: &Image<Map>, node: INodeNo) -> Nid {
+    if node == INodeNo::ROOT { image.superblock().root } else { Nid(node.0) }
+}
+
+/// The path of a directory, as far as it can be found.
+pub(super) fn path_of(image: &Image<Map>, directory: Nid) -> Option<String> {
+    let (root, mut names, mut at) = (image.superblock().root, Vec::new(), directory);
+    while at != root {
+        // No path is deeper; an image that contradicts itself may go round and round.
+        if names.len() > 2048 {
+            return None;
+        }
+        let above = image.lookup(&image.inode(at).ok()?, b"..").ok()??.nid;
+        let entries = image.read_dir(&image.inode(above).ok()?, 0).ok()?;
+        let entry = entries
+            .filter_map(Result::ok)
+            .find(|entry| entry.nid == at && entry.name != b"." && entry.name != b"..")?;
+        names.push(String::from_utf8_lossy(&entry.name).into_owned());
+        at = above;
+    }
+    Some(names.iter().rev().map(|name| format!("/{name}")).collect())
 }
 
 thread_local! {
@@ -232,6 +266,8 @@ impl Filesystem for Files {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_MAX_PAGES,
+            // The keeper has requests repeated.
+            InitFlags::FUSE_HAS_RESEND,
         ] {
             let _ = config.add_capabilities(wish);
         }

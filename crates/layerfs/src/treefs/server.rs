@@ -15,6 +15,7 @@ use fuser::{Errno, ReplyData, Session, SessionACL};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::files::{Files, Layer, Piece, Tree};
+use super::keeper::Keeper;
 use super::wire::{Order, Report, Socket, short};
 use crate::map::Map;
 
@@ -27,7 +28,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How much longer than the daemon this process waits: the daemon knows the reason.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// Serves trees until the other end of standard input, a socket of the daemon's, is closed.
+/// Serves trees, or keeps their devices, as the other end of standard input, a socket of the daemon's, says. When that is
+/// closed, what was mounted is served on from what is here, until nobody uses it any more.
 ///
 /// The whole life of a process: it changes the process's capabilities, limits and signals.
 pub fn serve_trees() -> io::Result<()> {
@@ -38,6 +40,9 @@ pub fn serve_trees() -> io::Result<()> {
         reads: Mutex::default(),
         parked: Condvar::new(),
         next: AtomicU64::new(0),
+        alone: AtomicBool::new(false),
+        trees: Mutex::new(0),
+        unmounted: Condvar::new(),
     });
     let (ready, answers) = mpsc::channel();
     let answers = Arc::new(Mutex::new(answers));
@@ -48,7 +53,10 @@ pub fn serve_trees() -> io::Result<()> {
     let watching = desk.clone();
     spawn("watch".into(), move || watching.watch())?;
     let outcome = take_orders(&desk, &ready);
+    desk.alone.store(true, Ordering::SeqCst);
     desk.give_up(|_| true);
+    mask_signals(libc::SIG_UNBLOCK);
+    desk.unmounted();
     outcome
 }
 
@@ -56,11 +64,11 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name).spawn(work).map(drop)
 }
 
-/// Gives up what is not needed to read open files, and makes sure that only the daemon's end ends this process.
+/// Gives up what is not needed to read open files, and makes sure that this process does not end before the daemon.
 fn confine() -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
-    ignore_signals();
+    mask_signals(libc::SIG_BLOCK);
     // Each layer of each tree is an open file.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
@@ -70,12 +78,19 @@ fn confine() -> io::Result<()> {
     Ok(())
 }
 
-/// A service manager that stops the daemon signals all its processes; this one is wanted until the daemon has ended.
-#[allow(unsafe_code)] // signal has no safe form
-fn ignore_signals() {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
-        // SAFETY: ignoring a signal runs no code.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
+/// Holds back what asks a process to end, or lets it through. A service manager that stops the daemon signals all its
+/// processes; this one is wanted until the daemon has ended, and then does as it was told meanwhile.
+#[allow(unsafe_code)] // there is no safe form
+fn mask_signals(how: i32) {
+    // SAFETY: the set is made by `sigemptyset` before anything else looks at it, and lives until the last call has returned;
+    // threads that are started later inherit the mask.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
     }
 }
 
@@ -90,6 +105,7 @@ struct Coming {
 /// Does what the daemon says until it is gone.
 fn take_orders(desk: &Arc<Desk>, ready: &Sender<Read>) -> io::Result<()> {
     let mut coming: HashMap<u64, Coming> = HashMap::new();
+    let mut keeper = Keeper::new(desk.socket.clone());
     while let Some((order, mut descriptors)) = desk.socket.receive::<Order>()? {
         let mut descriptor = || descriptors.pop().ok_or_else(|| invalid("a descriptor is missing"));
         match order {
@@ -105,10 +121,14 @@ fn take_orders(desk: &Arc<Desk>, ready: &Sender<Read>) -> io::Result<()> {
             }
             Order::Serve { tree } => {
                 let parts = coming.remove(&tree).ok_or_else(|| invalid("no tree of that number"))?;
-                let desk = desk.clone();
-                spawn(format!("tree-{tree}"), move || serve(tree, parts, &desk))?;
+                let serving = Serving::begin(desk);
+                spawn(format!("tree-{tree}"), move || serve(tree, parts, &serving.0))?;
             }
             Order::Answer { read, here, complete } => desk.answered(read, here, complete, ready),
+            Order::Keep { tree } => keeper.keep(tree, descriptor()?)?,
+            Order::Forget { tree } => keeper.forget(tree),
+            Order::Mourn => keeper.mourn()?,
+            Order::Noted { tree } => keeper.noted(tree),
         }
     }
     Ok(())
@@ -116,6 +136,23 @@ fn take_orders(desk: &Arc<Desk>, ready: &Sender<Read>) -> io::Result<()> {
 
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// One of the trees that are served: this process does not end before the last.
+struct Serving(Arc<Desk>);
+
+impl Serving {
+    fn begin(desk: &Arc<Desk>) -> Self {
+        *desk.trees.lock() += 1;
+        Self(desk.clone())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        *self.0.trees.lock() -= 1;
+        self.0.unmounted.notify_all();
+    }
 }
 
 /// Serves one tree until it is unmounted.
@@ -161,6 +198,11 @@ pub(super) struct Desk {
     reads: Mutex<HashMap<u64, Read>>,
     parked: Condvar,
     next: AtomicU64,
+    /// The daemon is gone: nobody knows what is here but for layers that are complete.
+    alone: AtomicBool,
+    /// How many trees are served.
+    trees: Mutex<usize>,
+    unmounted: Condvar,
 }
 
 impl Desk {
@@ -176,6 +218,10 @@ impl Desk {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let read = Read { tree, pieces, pid, left: unsure.len(), since: Instant::now(), reply };
         self.reads.lock().insert(number, read);
+        // In this order: who is left alone gives up what waits after saying so.
+        if self.alone.load(Ordering::SeqCst) {
+            return self.give_up(|_| true);
+        }
         self.parked.notify_one();
         for (layer, range) in unsure {
             self.report(&Report::Need { read: number, layer, start: range.start, end: range.end });
@@ -221,6 +267,14 @@ impl Desk {
             if let Some((layer, range, cause)) = read.tree.answer(&read.pieces, read.reply) {
                 self.failed(layer, range, cause);
             }
+        }
+    }
+
+    /// Waits until no tree is served.
+    fn unmounted(&self) {
+        let mut trees = self.trees.lock();
+        while *trees > 0 {
+            self.unmounted.wait(&mut trees);
         }
     }
 

@@ -46,6 +46,14 @@ pub(super) enum Order {
         /// Whether all of the layer is.
         complete: bool,
     },
+    /// To the keeper: a tree is mounted, and its device comes along.
+    Keep { tree: u64 },
+    /// To the keeper: a tree is not mounted any more.
+    Forget { tree: u64 },
+    /// To the keeper: the server has ended, and what is asked of it is to be answered.
+    Mourn,
+    /// To the keeper: note was taken of a [`Report::Lost`].
+    Noted { tree: u64 },
 }
 
 /// What the process says.
@@ -59,6 +67,21 @@ pub(super) enum Report {
     Need { read: u64, layer: u64, start: u64, end: u64 },
     /// A reader got EIO although the daemon said that the bytes are here, or said nothing.
     Failed { layer: u64, start: u64, end: u64, cause: String },
+    /// The device of a tree is kept.
+    Kept { tree: u64 },
+    /// Somebody gets EIO because the server has ended; told once note was taken.
+    Lost { tree: u64, what: Lost },
+}
+
+/// What somebody did not get.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Lost {
+    /// Bytes of a file.
+    Bytes { node: u64, offset: u64, size: u32 },
+    /// What a name stands for.
+    Name { directory: u64, name: String },
+    /// Something else of an inode.
+    Inode { node: u64 },
 }
 
 /// `text`, short enough for a message.

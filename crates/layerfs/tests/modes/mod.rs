@@ -13,8 +13,7 @@ use castor_layerfs::{Config, Mode, ServerProgram};
 use castor_mount::{Detached, Lower, Overlay};
 use castor_oci::Digest;
 
-/// Longer than anything takes on a machine that is well, however busy: for what must end at all.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub use crate::support::PATIENCE;
 
 /// What turns this test program into the process that serves trees: its second filter, which matches no test.
 const SERVE: &str = "serve-trees";
@@ -162,11 +161,4 @@ pub fn loops(root: &Path) -> Vec<String> {
     let backed = devices.filter_map(|file| std::fs::read_to_string(file).ok());
     // Over a file that is in no mount of ours the kernel tells only of its place in its own.
     backed.map(|path| path.trim().to_owned()).filter(|path| path.starts_with(root.to_str().unwrap())).collect()
-}
-
-/// Whether an error is one that readers may see when a server is gone.
-pub fn is_io_error(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    let gone = [Errno::IO, Errno::NOTCONN, Errno::CONNABORTED].map(|errno| Some(errno.raw_os_error()));
-    gone.contains(&error.raw_os_error())
 }

@@ -292,10 +292,23 @@ impl Bench {
         let scope = Scope::root("test");
         let content: Arc<dyn ContentStore> =
             Arc::new(castor_content::Local::open(&root.join("content"), db.clone()).await.unwrap());
-        let mut config = Config { read_deadline: Duration::from_secs(20), ..Config::new(root.join("layers")) };
+        let mut config = Config { read_deadline: PATIENCE, ..Config::new(root.join("layers")) };
         settings(&mut config);
         let engine = LayerEngine::open(config, content.clone(), &scope).await.unwrap();
         Self { engine, content, scope, root, db, _dir: dir }
+    }
+
+    /// Waits until nothing is fetched or kept of `blob` any more: what is read ahead goes on after the reader has its bytes.
+    pub async fn settled(&self, blob: &Blob) {
+        let digest = blob.descriptor.digest.to_string();
+        let works = |name: &String| name.contains(&digest) && !name.ends_with("keep presence");
+        let settled = async {
+            while self.scope.running().iter().any(works) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let settled = tokio::time::timeout(PATIENCE, settled).await;
+        assert!(settled.is_ok(), "{:?}", self.scope.running());
     }
 
     /// Ends the engine and opens another on the same state.
@@ -312,6 +325,9 @@ impl Bench {
     }
 }
 
+/// Longer than anything takes on a machine that is well, however busy: for what must end at all.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
 /// A path in a mounted tree.
 pub fn path(tree: &ImageTree, below: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{below}", tree.mount().as_fd().as_raw_fd()))
@@ -321,6 +337,20 @@ pub fn path(tree: &ImageTree, below: &str) -> PathBuf {
 pub async fn read(tree: &Arc<ImageTree>, below: &str) -> std::io::Result<Vec<u8>> {
     let (tree, below) = (tree.clone(), below.to_owned());
     castor_task::reading(move || std::fs::read(path(&tree, &below))).await
+}
+
+/// Reads a file of a tree of which, or of the layer of which, reads have failed: until it has its bytes. What was asked for in
+/// vain is waited for by whoever comes next, and not for long.
+pub async fn read_when_well(tree: &Arc<ImageTree>, below: &str) -> Vec<u8> {
+    let well = async {
+        loop {
+            match read(tree, below).await {
+                Ok(bytes) => break bytes,
+                Err(error) => assert_eq!(error.raw_os_error(), Some(5), "{below}: {error}"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, well).await.unwrap_or_else(|_| panic!("{below} is never read"))
 }
 
 /// Names and types below a directory.
