@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEBIAN_PACKAGES := runc docker-registry busybox-static git ca-certificates gcc libc6-dev python3-pip unzip
 
-.PHONY: deb image demo test check fmt clippy layers docs deny fuzz bench interop setup regenerate
+.PHONY: deb image demo test check fmt clippy layers docs deny fuzz bench interop projects setup regenerate
 
 ## demo: compile a Go program on an eStargz base image of which only a part is ever fetched
 demo: setup
@@ -50,6 +50,12 @@ bench: setup
 interop: setup
 	$(CARGO) build --workspace --bins
 	$(TARGET)/debug/interop --buildctl "$(BUILDCTL)" --buildkitd "$(BUILDKITD)" --buildx "$(BUILDX)"
+
+## projects: Dockerfiles of ten kinds of projects, built lazily, run by other programs; needs package registries: make projects [ONLY=word] [BUILDCTL=…]
+projects:
+	@scripts/setup $(DEBIAN_PACKAGES) debootstrap umoci
+	$(CARGO) build --workspace --bins
+	$(TARGET)/debug/projects --only "$(ONLY)" --buildctl "$(BUILDCTL)"
 
 ## deb: a Debian package in target/deb, with the units for systemd
 deb:

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::programs::run_command;
+use crate::programs::{self, run_command};
+use crate::settings::Archive;
 
 /// What the demo's base image is made of beside its tool chain: a Debian that people would recognise.
 pub const BASE: &[&str] = &[
@@ -37,6 +38,32 @@ pub const BASE: &[&str] = &[
     "tar",
     "util-linux",
 ];
+
+/// A small Debian of `archive` in the new directory `root`, installed and configured by debootstrap.
+pub fn bootstrap(archive: &Archive, root: &Path) -> Result<()> {
+    let mut command = Command::new(programs::installed("debootstrap", "debootstrap")?);
+    command.args(["--variant=minbase", "--merged-usr", &archive.suite]).arg(root).arg(&archive.site);
+    run_command(command).context("make a Debian by debootstrap")?;
+    // What it needed on its way, and what it knows of this machine.
+    for name in ["var/cache/apt/archives", "var/lib/apt/lists"] {
+        let path = root.join(name);
+        fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        fs::create_dir_all(path.join("partial")).with_context(|| format!("create {}", path.display()))?;
+    }
+    for (name, text) in [
+        ("etc/apt/sources.list", ""),
+        ("etc/hostname", ""),
+        ("etc/resolv.conf", ""),
+        // Services are not started where packages are installed.
+        ("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n"),
+    ] {
+        let path = root.join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    fs::set_permissions(root.join("usr/sbin/policy-rc.d"), fs::Permissions::from_mode(0o755))?;
+    let _ = fs::remove_file(root.join("var/log/bootstrap.log"));
+    Ok(())
+}
 
 /// Downloads `packages` with all they depend on into `cache` and unpacks them into the empty directory `root`.
 ///

@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod build;
+pub mod bundle;
 pub mod daemon;
 pub mod debian;
 pub mod go;
@@ -10,5 +11,6 @@ pub mod hello;
 pub mod programs;
 pub mod project;
 pub mod scene;
+pub mod settings;
 pub mod transcript;
 pub mod tree;

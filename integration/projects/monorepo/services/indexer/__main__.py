@@ -1,0 +1,3 @@
+from shared import text
+
+print(text.of("indexer"))
