@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! <root>/net/<id>    the namespace of one container, mounted on an empty file
+//! <root>/bridge      the name of the bridge, if it is the daemon's own
 //! ```
 //!
 //! Namespaces are made by the daemon and live in its mount namespace, so that none outlives it; what plugins remember of
 //! one (addresses) is given back when it is released, or by the daemon after this one.
 
+mod link;
 mod list;
 mod namespace;
 mod plugin;
@@ -59,6 +61,8 @@ pub struct Cni {
     dir: PathBuf,
     ready: Mutex<Vec<Network>>,
     pool: usize,
+    /// The bridge, if there was none before.
+    bridge: Option<Arc<link::OwnBridge>>,
 }
 
 /// The network of one container.
@@ -87,7 +91,13 @@ impl Cni {
             CniNetwork::Bridge { name, subnet } => list::bridge(name, subnet, &config.binaries)?,
         };
         crate::bundle::make_dir(&dir)?;
-        let cni = Self { list, binaries, dir, ready: Mutex::default(), pool: config.pool };
+        let bridge = match &config.network {
+            CniNetwork::Bridge { name, .. } => link::OwnBridge::claim(name, dir.with_file_name("bridge"))
+                .map_err(|error| ExecError::setup(format!("look for the bridge {name:?}"), error))?,
+            CniNetwork::File(_) => None,
+        };
+        let bridge = bridge.map(Arc::new);
+        let cni = Self { list, binaries, dir, ready: Mutex::default(), pool: config.pool, bridge };
         cni.list.programs().try_for_each(|name| cni.program(name).map(drop))?;
         Ok(cni)
     }
@@ -136,6 +146,11 @@ impl Cni {
         let ready = std::mem::take(&mut *self.ready.lock().await);
         for network in ready {
             self.release(network).await;
+        }
+        if let Some(bridge) = self.bridge.clone()
+            && let Err(error) = castor_task::blocking(move || bridge.remove()).await
+        {
+            tracing::warn!(%error, "remove the bridge");
         }
     }
 
