@@ -261,7 +261,11 @@ fn worker(flags: &Flags, config: &Config, warnings: &mut Vec<String>) -> Result<
         let others = castor_executor::emulation::ARCHITECTURES.into_iter().filter(|other| *other != host.architecture);
         let emulated = others.filter(|architecture| castor_executor::emulation::can_run(architecture).is_ok());
         let emulated: Vec<Platform> = emulated.map(|architecture| Platform::new("linux", architecture, "")).collect();
+        let levels = castor_executor::emulation::levels();
+        let levels: Vec<Platform> =
+            levels.into_iter().map(|level| Platform::new(&host.os, &host.architecture, level)).collect();
         platforms.push(host);
+        platforms.extend(levels);
         platforms.extend(emulated);
     }
     let snapshotter = match flags.oci_worker_snapshotter.as_deref().or(file.snapshotter.as_deref()) {

@@ -75,7 +75,7 @@ impl Content for ContentService {
         let digest = digest(&request.into_inner().digest)?;
         match self.store.info(&digest).await.map_err(failed)? {
             Some(found) => Ok(Response::new(wire::InfoResponse { info: Some(info(found)) })),
-            None => Err(Status::not_found(format!("content {digest}: not found"))),
+            None => Err(Status::not_found(format!("content digest {digest}: not found"))),
         }
     }
 

@@ -80,6 +80,25 @@ fn machine(architecture: &str) -> Option<Machine> {
 pub const ARCHITECTURES: [&str; 11] =
     ["amd64", "arm64", "riscv64", "ppc64", "ppc64le", "s390x", "386", "mips64le", "mips64", "loong64", "arm"];
 
+/// The variants of its architecture (as in `linux/amd64/v3`) that this processor has, beyond the architecture itself.
+pub fn levels() -> Vec<&'static str> {
+    let mut levels = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! has {
+            ($($feature:tt),*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
+        }
+        // As the psABI has them; each has what is below it.
+        let each = [
+            ("v2", has!("cmpxchg16b", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2")),
+            ("v3", has!("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe")),
+            ("v4", has!("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
+        ];
+        levels.extend(each.into_iter().take_while(|(_, has)| *has).map(|(level, _)| level));
+    }
+    levels
+}
+
 /// Whether a container's programs for `architecture` (Go's name) run here. Blocks for as long as a program takes to start.
 pub fn can_run(architecture: &str) -> Result<(), CannotRun> {
     let Some(machine) = machine(architecture) else { return Err(CannotRun::Unknown(architecture.to_owned())) };

@@ -18,10 +18,10 @@ pub(super) fn of_image(kind: &str, reference: &str, platform: Option<&Platform>,
     }
     let mut qualifiers = Vec::new();
     if let Some(digest) = reference.digest() {
-        qualifiers.push(format!("digest={}", escaped(&digest.to_string())));
+        qualifiers.push(format!("digest={}", escaped_value(&digest.to_string())));
     }
     if let Some(platform) = platform {
-        qualifiers.push(format!("platform={}", escaped(&platform.clone().normalize().to_string())));
+        qualifiers.push(format!("platform={}", escaped_value(&platform.clone().normalize().to_string())));
     }
     if blob {
         qualifiers.push("ref_type=blob".to_owned());
@@ -33,17 +33,33 @@ pub(super) fn of_image(kind: &str, reference: &str, platform: Option<&Platform>,
     Some(url)
 }
 
-/// As in the query of a URL.
+/// A name, as in the query of a URL.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            byte if is_plain(byte) => out.push(char::from(byte)),
             b' ' => out.push('+'),
             byte => out.push_str(&format!("%{byte:02X}")),
         }
     }
     out
+}
+
+/// The value of a qualifier, as in a segment of a path: a digest keeps its colon.
+fn escaped_value(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            byte if is_plain(byte) || b"$&+=:@".contains(&byte) => out.push(char::from(byte)),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -58,7 +74,7 @@ mod tests {
         assert_eq!(of("localhost:5000/a/b:1"), "pkg:docker/localhost%3A5000/a/b@1?platform=linux%2Famd64");
         let digest = format!("sha256:{}", "a".repeat(64));
         let pinned = of_image("oci", &format!("x/y@{digest}"), None, true).unwrap();
-        assert_eq!(pinned, format!("pkg:oci/x/y?digest=sha256%3A{}&ref_type=blob", "a".repeat(64)));
+        assert_eq!(pinned, format!("pkg:oci/x/y?digest=sha256:{}&ref_type=blob", "a".repeat(64)));
         assert_eq!(of_image("docker", "UPPER", None, false), None);
     }
 }
