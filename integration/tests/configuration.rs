@@ -188,12 +188,27 @@ fn privileged_names_that_are_no_text_go_in_and_come_out() {
 fn privileged_a_step_for_a_platform_that_cannot_run_says_so() {
     let scene = Scene::new().unwrap();
     let registry = scene.registry();
-    let reference = base(Form::Gzip, &[]).unwrap().put(&registry, "base:1");
+    // The header of a program for sparc64.
+    let mut program = b"\x7fELF\x02\x02\x01".to_vec();
+    program.resize(256, 0);
+    program[16..20].copy_from_slice(&[0, 2, 0, 43]);
+    let foreign = base(Form::Gzip, &[File::new("foreign", program).mode(0o755)]).unwrap();
+    let reference = foreign.put(&registry, "base:1");
     let daemon = scene.daemon("daemon", [registry.host().as_str()]).start().unwrap();
-    let dockerfile = format!("FROM --platform=linux/sparc64 {reference}\nRUN true\n");
+    let dockerfile = format!("FROM --platform=linux/sparc64 {reference}\nRUN [\"/foreign\"]\n");
     let project = scene.project("project", &dockerfile).unwrap();
     let error = Build::new(&daemon, &project).run().unwrap().failure().unwrap();
-    assert!(error.contains("a process for linux/sparc64 cannot run on linux/"), "{error}");
+    for part in [
+        "exec /foreign: exec format error",
+        "process \"/foreign\" did not complete successfully: exit code: ",
+        "(a step for linux/sparc64 on linux/",
+    ] {
+        assert!(error.contains(part), "{part:?} is missing: {error}");
+    }
+    // What an image says of its platform need not be true.
+    let dockerfile = format!("FROM --platform=linux/sparc64 {reference}\nRUN true\n");
+    let project = scene.project("wrong", &dockerfile).unwrap();
+    Build::new(&daemon, &project).run().unwrap().success().unwrap();
     // What needs no process needs no emulator.
     let dockerfile = format!("FROM --platform=linux/sparc64 {reference}\nCOPY Dockerfile /copy\n");
     let project = scene.project("copy", &dockerfile).unwrap();

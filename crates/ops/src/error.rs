@@ -23,9 +23,11 @@ pub enum OpError {
     /// castor does not do this yet.
     #[error("{0} is not supported by castor yet")]
     Unsupported(String),
-    /// The host cannot run programs of that platform.
-    #[error("a process for {wanted} cannot run on {host}: {reason}")]
+    /// A step failed, and the host cannot run programs of its platform.
+    #[error("{source} (a step for {wanted} on {host}: {reason})")]
     Platform {
+        /// How it failed.
+        source: Box<OpError>,
         /// The platform of the step.
         wanted: String,
         /// The host's.
@@ -118,7 +120,7 @@ impl OpError {
             Self::Session(error) => error.code() as i32,
             Self::Git(error) if error.is_cancelled() => code::CANCELLED,
             Self::Web(WebError::Secret(_, error)) => error.code() as i32,
-            Self::Layers { source, .. } => source.code(),
+            Self::Layers { source, .. } | Self::Platform { source, .. } => source.code(),
             Self::Shared(error) => error.code(),
             _ => code::UNKNOWN,
         }

@@ -6,7 +6,7 @@ use castor_oci::Digest;
 
 use super::dispatch::{Step, absolute};
 use super::image::commit;
-use super::{Converter, show};
+use super::{Converter, show, windows};
 use crate::error::{DockerfileError, Result};
 use crate::git::{GitRef, is_git};
 use crate::gofmt::quote;
@@ -96,7 +96,9 @@ impl Converter<'_> {
         let source = self.copy_source(step, copy)?;
         let position = step.stage;
         let state = self.stages[position].state.clone();
-        let dest = match copy.dest.as_str() {
+        let windows = windows::is(self.stages[position].platform.as_ref());
+        let dest = if windows { windows::path(&copy.dest, true)? } else { copy.dest.clone() };
+        let dest = match dest.as_str() {
             "" | "." => "./",
             dest => dest,
         };
@@ -239,7 +241,9 @@ impl Converter<'_> {
             allow_empty_wildcard: true,
             ..options.clone()
         };
-        let mut src = path.to_owned();
+        let windows = windows::is(self.stages[step.stage].platform.as_ref());
+        let path = &if windows { windows::path(path, false)? } else { path.to_owned() };
+        let mut src = path.clone();
         if copy.parents {
             // What is before `/./` is not kept.
             let (base, pattern) = path.split_once("/./").unwrap_or(("/", path));

@@ -5,7 +5,7 @@ use castor_llb::{Range, State};
 
 use super::image::{self, DEFAULT_PATH, commit};
 use super::stage::Command;
-use super::{Converter, MAX_ENV, MAX_HISTORY, MAX_VARIABLES, args, checks, show};
+use super::{Converter, MAX_ENV, MAX_HISTORY, MAX_VARIABLES, args, checks, show, windows};
 use crate::error::{DockerfileError, Result};
 use crate::gofmt;
 use crate::instruction::{Argument, CommandLine, Instruction, Kind, Pair};
@@ -58,12 +58,9 @@ impl Converter<'_> {
     pub(super) fn start_stage(&mut self, position: usize) -> Result<()> {
         let stage = &mut self.stages[position];
         let platform = stage.platform.get_or_insert_with(|| self.target_platform.clone());
-        if platform.os == "windows" {
-            let message = "building for windows is not supported by castor yet";
-            return Err(DockerfileError::new(message).at(&stage.stage.location));
-        }
+        let windows = windows::is(Some(platform));
         let env = &mut stage.image.config.env;
-        if !env.iter().any(|entry| entry.split('=').next() == Some("PATH")) {
+        if !windows && !env.iter().any(|entry| entry.split('=').next() == Some("PATH")) {
             env.push(format!("PATH={DEFAULT_PATH}"));
         }
         for entry in env.iter() {
@@ -75,8 +72,10 @@ impl Converter<'_> {
         }
         let config = &mut stage.image.config;
         if !config.working_dir.is_empty() {
-            config.working_dir = absolute(&config.working_dir, &config.working_dir, false);
-            stage.state = stage.state.dir(&config.working_dir);
+            let dir = if windows { windows::path(&config.working_dir, false)? } else { config.working_dir.clone() };
+            let dir = absolute(&dir, &dir, false);
+            config.working_dir = if windows { windows::native(&dir) } else { dir.clone() };
+            stage.state = stage.state.dir(&dir);
         }
         if !config.user.is_empty() {
             stage.state = stage.state.user(&config.user);
@@ -220,14 +219,18 @@ impl Converter<'_> {
 
     fn workdir(&mut self, step: &Step<'_>, path: &str) -> Result<()> {
         let stage = &mut self.stages[step.stage];
+        let windows = windows::is(stage.platform.as_ref());
+        let (asked, path) = (path, if windows { windows::path(path, false)? } else { path.to_owned() });
         if !stage.workdir_set && !path.starts_with('/') {
-            let path = gofmt::quote(path);
+            let path = gofmt::quote(asked);
             let text = format!("Relative workdir {path} can have unexpected results if the base image changes");
             step.linter.report(Rule::WorkdirRelativePath, step.location(), text);
         }
         stage.workdir_set = true;
-        let dir = absolute(&stage.image.config.working_dir, path, false);
-        stage.image.config.working_dir.clone_from(&dir);
+        let parent = &stage.image.config.working_dir;
+        let parent = if windows { windows::path(parent, false)? } else { parent.clone() };
+        let dir = absolute(&parent, &path, false);
+        stage.image.config.working_dir = if windows { windows::native(&dir) } else { dir.clone() };
         stage.state = stage.state.dir(&dir);
         let makes_layer = dir != "/";
         if makes_layer {

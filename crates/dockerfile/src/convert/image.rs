@@ -7,13 +7,11 @@ pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:
 
 /// The config of scratch.
 pub(super) fn empty(platform: &Platform) -> ImageConfig {
+    // Windows knows its own search path.
+    let env = if platform.os == "windows" { Vec::new() } else { vec![format!("PATH={DEFAULT_PATH}")] };
     ImageConfig {
         platform: platform.clone(),
-        config: ContainerConfig {
-            env: vec![format!("PATH={DEFAULT_PATH}")],
-            working_dir: "/".into(),
-            ..ContainerConfig::default()
-        },
+        config: ContainerConfig { env, working_dir: "/".into(), ..ContainerConfig::default() },
         ..ImageConfig::default()
     }
 }
@@ -66,7 +64,8 @@ fn timestamp(epoch: i64) -> String {
 pub(super) fn with_shell(config: &ImageConfig, args: &[String]) -> Vec<String> {
     let mut line = config.config.shell.clone();
     if line.is_empty() {
-        line = vec!["/bin/sh".into(), "-c".into()];
+        let default: &[&str] = if config.platform.os == "windows" { &["cmd", "/S", "/C"] } else { &["/bin/sh", "-c"] };
+        line = default.iter().map(|word| (*word).to_owned()).collect();
     }
     line.push(args.join(" "));
     line

@@ -17,6 +17,7 @@ mod run;
 mod scan;
 mod show;
 mod stage;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};

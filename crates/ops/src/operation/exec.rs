@@ -13,6 +13,7 @@ use super::inputs::looked_into;
 use super::mounts::Preparation;
 use super::reads::{Reads, judge};
 use crate::OpError;
+use crate::bridge::code;
 use crate::identity::InputKey;
 use crate::openers::group;
 use crate::worker::Worker;
@@ -35,25 +36,31 @@ impl Exec {
         let mut meta = self.meta()?;
         meta.env.extend(self.secret_env(cx).await?);
 
-        self.runs_here().await?;
         let reads = Reads::watch(&self.worker, cx, inputs).await?;
-        let result = self.run_with(cx, inputs, meta).await;
+        let result = match self.run_with(cx, inputs, meta).await {
+            Err(error) if error.code() != code::CANCELLED => Err(self.explained(error).await),
+            result => result,
+        };
         judge(result, reads.finish().await)
     }
 
-    /// Refuses processes for platforms that this machine cannot run, not even with an emulator.
-    async fn runs_here(&self) -> Result<(), OpError> {
+    /// Says of a step that failed whether this machine runs programs of its platform at all. Before that it is not asked:
+    /// what an image says of its platform need not be so.
+    async fn explained(&self, error: OpError) -> OpError {
         if self.worker.can_run(&self.platform) {
-            return Ok(());
+            return error;
         }
         let (wanted, host) = (self.platform.to_string(), Platform::host());
-        let failed = |reason: String| OpError::Platform { wanted: wanted.clone(), host: host.to_string(), reason };
-        if self.platform.os != host.os {
-            return Err(failed("it is another operating system".to_owned()));
-        }
-        let architecture = self.platform.architecture.clone();
-        let found = castor_task::blocking(move || castor_executor::emulation::can_run(&architecture)).await;
-        found.map_err(|error| failed(error.to_string()))
+        let reason = if self.platform.os == host.os {
+            let architecture = self.platform.architecture.clone();
+            match castor_task::blocking(move || castor_executor::emulation::can_run(&architecture)).await {
+                Ok(()) => return error,
+                Err(cannot) => cannot.to_string(),
+            }
+        } else {
+            "it is another operating system".to_owned()
+        };
+        OpError::Platform { source: Box::new(error), wanted, host: host.to_string(), reason }
     }
 
     async fn run_with(&self, cx: &Cx, inputs: &[ImmutableRef], meta: Meta) -> Result<Outputs<ImmutableRef>, OpError> {
