@@ -8,12 +8,15 @@ use castor_integration::daemon::Daemon;
 use castor_integration::programs;
 use castor_integration::project::Project;
 use castor_integration::scene::{STARGZ, Scene, base, comes_true, noise};
-use castor_testkit::{File, Form, Registry, Terminal};
+use castor_oci::Digest;
+use castor_testkit::{Fault, File, Form, On, Registry, Terminal};
 
 struct Stage {
     daemon: Daemon,
     project: Project,
-    _registry: Registry,
+    registry: Registry,
+    /// Names the upper layer of the base.
+    big: Digest,
     _scene: Scene,
 }
 
@@ -23,9 +26,10 @@ impl Stage {
         let registry = scene.registry();
         let image = base(form, &[File::new("small", "small\n"), File::new("big", noise(1, 4 << 20))]).unwrap();
         let reference = image.put(&registry, "base:1");
+        let big = image.layers[1].descriptor.digest;
         let daemon = scene.daemon("daemon", [registry.host().as_str()]).arg(STARGZ).start().unwrap();
         let project = scene.project("project", &format!("FROM {reference}\n{lines}\n")).unwrap();
-        Self { daemon, project, _registry: registry, _scene: scene }
+        Self { daemon, project, registry, big, _scene: scene }
     }
 
     /// A build that has this terminal for its own, as a shell gives it to what it runs.
@@ -68,6 +72,21 @@ fn privileged_a_build_on_a_terminal_shows_lazy_layers_and_ends_with_a_line_about
     assert!(layer.contains("%)") && layer.chars().count() == 119, "{layer:?}");
     let last = rows.last().unwrap();
     assert!(last.starts_with("lazy layers: fetched ") && last.contains(" of "), "{rows:#?}");
+    stage.daemon.stop().unwrap();
+}
+
+#[test]
+fn privileged_a_download_on_a_terminal_has_a_bar_and_bytes() {
+    let stage = Stage::new(Form::Gzip, "RUN cat /small");
+    // It comes to a halt in the middle.
+    stage.registry.fault(On::new(http::Method::GET, stage.big.to_string()), Fault::Stall(600 << 10));
+    let mut terminal = Terminal::new(40, 120);
+    let mut client = stage.build_on(&terminal);
+    let line = regex::Regex::new(r"^ => => sha256:[0-9a-f]{12} +\[=*> +\] +[0-9.]+kB / 4\.[0-9]+MB .*s$").unwrap();
+    terminal.wait_for("a bar", |rows| rows.iter().any(|row| line.is_match(row) && row.chars().count() == 119));
+    // Control-C
+    terminal.type_keys(b"\x03");
+    assert_eq!(client.wait().unwrap().code(), Some(1));
     stage.daemon.stop().unwrap();
 }
 
