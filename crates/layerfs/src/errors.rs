@@ -76,15 +76,6 @@ impl ErrorLog {
         let mine = log.iter().filter(|f| f.layer == layer && f.error.sequence >= since);
         mine.map(|f| f.error.clone()).collect()
     }
-
-    pub(crate) fn take(&self, layer: LayerId) -> Vec<ReadError> {
-        let mut log = self.log.lock();
-        let (mine, others) = std::mem::take(&mut *log).into_iter().partition(|f: &Failure| f.layer == layer);
-        *log = others;
-        self.count.store(log.len(), Ordering::Release);
-        let mine: VecDeque<Failure> = mine;
-        mine.into_iter().map(|f| f.error).collect()
-    }
 }
 
 #[cfg(test)]
@@ -111,7 +102,5 @@ mod tests {
         log.push_lasting(layer, "image".into(), "/lost".into(), "cause");
         log.heal(layer, &(0..8192));
         assert_eq!(log.of(layer, mark)[0].file, "/lost");
-        assert_eq!(log.take(layer).len(), 1);
-        assert!(log.of(layer, 0).is_empty());
     }
 }

@@ -232,11 +232,6 @@ impl Layer {
     pub fn errors(&self, since: u64) -> Vec<ReadError> {
         self.core.shared.errors.of(self.core.id, since)
     }
-
-    /// Takes the recorded failures.
-    pub fn take_errors(&self) -> Vec<ReadError> {
-        self.core.shared.errors.take(self.core.id)
-    }
 }
 
 impl Core {

@@ -99,7 +99,7 @@ async fn privileged_a_full_disk_in_mid_fetch_is_an_error_of_who_reads() {
         }
     }
     assert!(failed > 0, "{} bytes are left of the disk", disk.free());
-    let errors = layer.take_errors();
+    let errors = layer.errors(0);
     assert!(errors.iter().any(|error| error.cause.contains("No space left on device")), "{errors:?}");
     // With space again all is well, without a restart.
     std::fs::remove_file(ballast).unwrap();

@@ -119,7 +119,7 @@ async fn privileged_what_passes_is_not_seen_by_readers() {
         let content = read(&tree, "f").await;
         assert!(content.unwrap_or_else(|error| panic!("{fault:?}: {error}")) == case.content, "{fault:?}");
         assert!(lab.requests(&case) > before, "{fault:?}");
-        assert!(layer.take_errors().is_empty(), "{fault:?}");
+        assert!(layer.errors(0).is_empty(), "{fault:?}");
         lab.registry.heal();
     }
     lab.bench.engine.shutdown().await;
@@ -149,7 +149,7 @@ async fn privileged_what_stays_is_an_error_in_time_that_says_why() {
         lab.registry.fault(on(), fault.clone());
         let error = read(&tree, "f").await.map(|content| content.len()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(5), "{fault:?}: {error}");
-        let errors = layer.take_errors();
+        let errors = layer.errors(0);
         // The kernel asks again, page by page, and is told that there was no answer where that takes longer than a moment.
         let why = errors.iter().find(|error| error.cause.contains(part));
         let why = why.unwrap_or_else(|| panic!("{fault:?}: nobody says why: {errors:?}"));
@@ -172,7 +172,7 @@ async fn privileged_five_redirects_are_followed_and_no_more() {
     let (endless, tree) = lab.mount(&case).await;
     lab.registry.fault(on(), Fault::Redirect(302, format!("/v2/app/blobs/{}", case.blob.descriptor.digest)));
     assert_eq!(read(&tree, "f").await.unwrap_err().raw_os_error(), Some(5));
-    assert!(endless.take_errors()[0].cause.contains("more than 5 redirects"));
+    assert!(endless.errors(0)[0].cause.contains("more than 5 redirects"));
     drop((layer, tree, endless));
     lab.bench.engine.shutdown().await;
 }
@@ -187,7 +187,7 @@ async fn privileged_tokens_and_addresses_that_end_in_mid_read_are_renewed() {
     let (layer, tree) = lab.mount(&case).await;
     lab.registry.expire();
     assert!(read(&tree, "f").await.unwrap() == case.content);
-    assert!(layer.take_errors().is_empty());
+    assert!(layer.errors(0).is_empty());
     // In the middle of a body: it is cut, and what it came by is over when it is asked for again.
     let case = lab.case(301);
     let (layer, tree) = lab.mount(&case).await;
@@ -195,7 +195,7 @@ async fn privileged_tokens_and_addresses_that_end_in_mid_read_are_renewed() {
     lab.registry.fault(On::new(Method::GET, "/signed/").times(1), Fault::Status(403, None));
     lab.registry.fault(On::new(Method::GET, "/v2/").times(1), Fault::Status(401, None));
     assert!(read(&tree, "f").await.unwrap() == case.content);
-    assert!(layer.take_errors().is_empty());
+    assert!(layer.errors(0).is_empty());
     drop((layer, tree));
     lab.bench.engine.shutdown().await;
 }

@@ -146,11 +146,11 @@ async fn privileged_what_is_here_outlives_restart_and_registry() {
     let layer = bench.engine.layer(source.layer(Lazy::Require), &Reporter::discard()).await.unwrap();
     source.faults.lock().down = true;
     assert_eq!(read(&tree, &name(400)).await.unwrap_err().raw_os_error(), Some(5));
-    let errors = layer.take_errors();
+    let errors = layer.errors(0);
     assert!(errors.last().unwrap().cause.contains("connection refused"), "{errors:?}");
-    assert!(layer.take_errors().is_empty());
     source.faults.lock().down = false;
     assert_eq!(read(&tree, &name(400)).await.unwrap(), contents[400]);
+    assert!(layer.errors(0).is_empty(), "{:?}", layer.errors(0));
     assert_eq!(source.log.lock().len(), before + 2, "the TOC is not fetched again");
     drop((tree, layer));
     bench.engine.shutdown().await;
@@ -166,7 +166,7 @@ async fn privileged_corrupt_chunks_are_fetched_once_more_then_eio() {
     // Somewhere in the first files.
     source.faults.lock().corrupt = vec![(5_000, 1)];
     assert_eq!(read(&tree, &name(0)).await.unwrap(), contents[0]);
-    assert!(layer.take_errors().is_empty());
+    assert!(layer.errors(0).is_empty());
 
     let middle = blob.bytes.len() as u64 / 2;
     source.faults.lock().corrupt = vec![(middle, usize::MAX)];
@@ -188,7 +188,7 @@ async fn privileged_corrupt_chunks_are_fetched_once_more_then_eio() {
     assert!(layer.complete().await.is_err());
     // The bytes are right again, and so is everything.
     source.faults.lock().corrupt = Vec::new();
-    assert_eq!(read(&tree, &name(failed[0])).await.unwrap(), contents[failed[0]]);
+    assert_eq!(read_when_well(&tree, &name(failed[0])).await, contents[failed[0]]);
     layer.complete().await.unwrap();
     drop((tree, layer));
     bench.engine.shutdown().await;
@@ -282,7 +282,8 @@ async fn privileged_a_fetch_without_answer_is_an_error_in_time() {
     let middle = blob.bytes.len() as u64 / 2;
     source.faults.lock().stall = Some(middle..u64::MAX);
     assert_eq!(read(&tree, &name(500)).await.unwrap_err().raw_os_error(), Some(5));
-    assert!(layer.take_errors()[0].cause.contains("no answer within 2s"));
+    let errors = layer.errors(0);
+    assert!(errors.iter().any(|error| error.cause.contains("no answer within 2s")), "{errors:?}");
     // Others are not held up.
     assert_eq!(read_when_well(&tree, &name(1)).await, contents[1]);
     source.faults.lock().stall = None;

@@ -322,7 +322,7 @@ async fn wrong_chunks_are_errors_until_they_are_right(mode: Mode) {
     let errors = layer.errors(mark);
     assert_eq!(errors[0].file, format!("/{}", name(failed[0])));
     source.faults.lock().corrupt = Vec::new();
-    assert_eq!(read(&tree, &name(failed[0])).await.unwrap(), contents[failed[0]]);
+    assert_eq!(read_when_well(&tree, &name(failed[0])).await, contents[failed[0]]);
     assert!(layer.errors(mark).is_empty(), "{:?}", layer.errors(mark));
     drop((tree, layer));
     bench.engine.shutdown().await;
@@ -341,7 +341,9 @@ async fn a_fetch_without_answer_is_an_error_in_time(mode: Mode) {
     source.faults.lock().stall = Some(blob.bytes.len() as u64 / 2..u64::MAX);
     let error = tokio::time::timeout(PATIENCE, read(&tree, &name(500))).await.unwrap().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5));
-    assert!(layer.take_errors()[0].cause.contains("no answer within 2s"));
+    // The kernel asks again, page by page, and for that nobody waits as long.
+    let errors = layer.errors(0);
+    assert!(errors.iter().any(|error| error.cause.contains("no answer within 2s")), "{errors:?}");
     // Others are not held up.
     assert_eq!(read_when_well(&tree, &name(1)).await, contents[1]);
     drop((tree, layer));

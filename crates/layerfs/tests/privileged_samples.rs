@@ -434,7 +434,7 @@ async fn examine(bench: &Bench, sample: &Arc<Sample>) -> (Fate, String) {
     if errors.is_empty() {
         return (Fate::Right, String::new());
     }
-    let causes = layer.take_errors();
+    let causes = layer.errors(0);
     assert!(!causes.is_empty(), "{}: nobody says why", sample.name);
     (Fate::Failing, causes[0].to_string())
 }
