@@ -10,9 +10,10 @@ use castor_exporter::BuildResult;
 use castor_frontend::FrontendRequest;
 use castor_llb::{Definition, Graph, Limits};
 use castor_ops::bridge::{
-    CacheImport, FrontendPolicy, Program, ReadDir, ReadFile, SourceMeta, SourceMetaRequest, WorkerInfo,
+    CacheImport, ContainerMount, ContainerRequest, FrontendPolicy, Program, ReadDir, ReadFile, SourceMeta,
+    SourceMetaRequest, WorkerInfo,
 };
-use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+use castor_ops::{Bridge, BridgeError, Container, ContainerParts, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_progress::{Event, Reporter, Timestamp, Warning};
 use castor_proto::fsutil::Stat;
 use castor_proto::pb;
@@ -275,6 +276,21 @@ impl Bridge for BuildBridge {
     async fn run(&self, root: &LazyRef, program: Program) -> Result<(), BridgeError> {
         let computed = self.compute(root).await?;
         self.build.daemon.ops.run_program(&self.cx(Reporter::discard()), &computed, program).await
+    }
+
+    async fn container(&self, request: ContainerRequest) -> Result<Arc<Container>, BridgeError> {
+        let mut mounts = Vec::with_capacity(request.mounts.len());
+        for ContainerMount { mount, reference } in request.mounts {
+            let input = match &reference {
+                Some(reference) => Some(self.compute(reference).await?),
+                None => None,
+            };
+            mounts.push((mount, input));
+        }
+        let ContainerRequest { network, hostname, extra_hosts, .. } = request;
+        let parts = ContainerParts { mounts, network, hostname, extra_hosts };
+        let Shared { daemon, granted, .. } = self.build.as_ref();
+        Ok(daemon.ops.container(&self.cx(Reporter::discard()), parts, granted.for_ops()).await?)
     }
 
     fn warn(&self, warning: Warning) {

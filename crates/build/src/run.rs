@@ -241,10 +241,12 @@ impl Build {
         if request.frontend.is_empty() && request.definition.is_none() {
             let gateway = Gateway::new(bridge.clone() as Arc<dyn Bridge>);
             let _reachable = self.daemon.gateways.register(request.id.clone(), gateway.clone());
-            return tokio::select! {
+            let outcome = tokio::select! {
                 () = self.token.cancelled() => Err(BridgeError::new(code::CANCELLED, "context canceled")),
                 outcome = gateway.outcome() => outcome,
             };
+            gateway.close().await;
+            return outcome;
         }
         let solve = SolveRequest {
             definition: request.definition.clone(),

@@ -431,7 +431,7 @@ mod tests {
             (
                 "attest:sbom",
                 "\"x",
-                "failed to parse sbom: parse error on line 1, column 3: extraneous or missing \" in quoted-field",
+                "failed to parse sbom: parse error on line 1, column 2: extraneous or missing \" in quoted-field",
             ),
         ] {
             assert_eq!(options(&[(key, value)]).unwrap_err().to_string(), want);

@@ -76,6 +76,7 @@ pub(crate) async fn run(
         ended = &mut running => ended,
         _ = &mut serving => running.await,
     };
+    gateway.close().await;
     match (gateway.returned(), ended) {
         (Some(Err(error)), _) | (_, Err(error)) => Err(error),
         (Some(Ok(result)), Ok(())) => Ok(result),

@@ -71,7 +71,7 @@ async fn a_build_from_ping_to_return() {
 
     let pong = client.ping(of("b", wire::PingRequest {})).await.unwrap().into_inner();
     let has = |list: &[castor_proto::apicaps::ApiCap], id: &str| list.iter().any(|cap| cap.id == id && cap.enabled);
-    assert!(has(&pong.frontend_api_caps, "return") && !has(&pong.frontend_api_caps, "gateway.exec"));
+    assert!(has(&pong.frontend_api_caps, "return") && !has(&pong.frontend_api_caps, "gateway.exec.filesystem"));
     assert!(has(&pong.llb_caps, "mergeop") && !has(&pong.llb_caps, "source.git.bundle"));
     assert_eq!(pong.workers[0].platforms[0].architecture, "amd64");
 
@@ -154,8 +154,11 @@ async fn a_call_waits_for_its_build() {
 async fn what_is_not_there_is_said_by_name() {
     let mut served = serve().await;
     let _registered = served.gateways.register("b", Gateway::new(FakeBuild::with(&[])));
-    let status = served.client.new_container(of("b", wire::NewContainerRequest::default())).await.unwrap_err();
+    let status = served.client.stat_file_container(of("b", wire::StatFileRequest::default())).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
+    let unknown = wire::ReleaseContainerRequest { container_id: "c".into() };
+    let status = served.client.release_container(of("b", unknown)).await.unwrap_err();
+    assert_eq!(status.message(), "container details for c not found");
     let policies = vec![castor_proto::sourcepolicy::Policy::default()];
     let request = wire::SolveRequest { source_policies: policies, ..wire::SolveRequest::default() };
     let status = served.client.solve(of("b", request)).await.unwrap_err();

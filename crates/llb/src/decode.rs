@@ -171,6 +171,12 @@ fn exec_meta(wire: pb::Meta) -> Meta {
     }
 }
 
+/// A mount of a container that a frontend starts: what it shows is named by an id, and nothing comes of it.
+pub fn container_mount(mut wire: pb::Mount) -> Result<Mount, LlbError> {
+    (wire.input, wire.output) = (-1, -1);
+    exec_mount(wire, 0, 0)
+}
+
 fn exec_mount(wire: pb::Mount, inputs: usize, parts: usize) -> Result<Mount, LlbError> {
     let mount_type = pb::MountType::try_from(wire.mount_type)
         .map_err(|_| invalid("exec", format!("with mount type {}", wire.mount_type)))?;

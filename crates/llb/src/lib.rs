@@ -30,6 +30,7 @@ mod source_map;
 pub mod state;
 
 pub use caps::CapSet;
+pub use decode::container_mount;
 pub use definition::{Definition, OnlySource};
 pub use error::LlbError;
 pub use graph::{Edge, Graph, Limits, Vertex};

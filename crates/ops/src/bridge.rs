@@ -10,11 +10,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use castor_llb::op::{HostIp, Mount, NetMode};
 use castor_llb::{Definition, ResolveMode};
 use castor_oci::{Digest, Platform};
 use castor_progress::Warning;
 use castor_proto::Any;
 use castor_proto::fsutil::Stat;
+
+use crate::Container;
 
 /// What a frontend may ask of its build.
 #[async_trait]
@@ -43,6 +46,9 @@ pub trait Bridge: Send + Sync + 'static {
 
     /// Runs a frontend that is a program: in a container of its own, on a copy of `root`, until it ends.
     async fn run(&self, root: &LazyRef, program: Program) -> Result<(), BridgeError>;
+
+    /// Prepares a container for processes of the frontend.
+    async fn container(&self, request: ContainerRequest) -> Result<Arc<Container>, BridgeError>;
 
     /// Warns the user.
     fn warn(&self, warning: Warning);
@@ -95,6 +101,28 @@ impl fmt::Debug for Program {
         // The environment holds the options of the build.
         f.debug_struct("Program").field("args", &self.args).finish_non_exhaustive()
     }
+}
+
+/// A container that a frontend wants.
+#[derive(Debug, Clone, Default)]
+pub struct ContainerRequest {
+    /// What is mounted.
+    pub mounts: Vec<ContainerMount>,
+    /// Its network.
+    pub network: NetMode,
+    /// Its host name; empty for the default one.
+    pub hostname: String,
+    /// More lines for `/etc/hosts`.
+    pub extra_hosts: Vec<HostIp>,
+}
+
+/// A mount of a container.
+#[derive(Debug, Clone)]
+pub struct ContainerMount {
+    /// Where, and how.
+    pub mount: Mount,
+    /// The result that is shown; without one, an empty directory.
+    pub reference: Option<LazyRef>,
 }
 
 /// A sub-build: either `definition` or `frontend`.

@@ -13,6 +13,7 @@
 
 mod agent;
 pub mod bridge;
+mod container;
 mod error;
 mod failure;
 pub mod files;
@@ -31,6 +32,8 @@ mod web;
 mod worker;
 
 pub use bridge::{Attested, Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+pub use castor_executor::{Input, Output, Stdio, WindowSize};
+pub use container::{Container, ContainerParts, ContainerProcess, ProcessFailure};
 pub use error::OpError;
 pub use failure::failure;
 pub use git::GitError;

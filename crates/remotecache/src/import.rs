@@ -158,7 +158,8 @@ async fn resolve(
     let (reader, root, blobs, from, place) = match source {
         Source::Registry { reference, insecure } => {
             let (client, access) = (parts.registry.clone(), access.with_insecure(insecure));
-            let root = client.resolve(&reference, &access).await.map_err(|error| unconfigured("registry", error.into()))?;
+            let root =
+                client.resolve(&reference, &access).await.map_err(|error| unconfigured("registry", error.into()))?;
             let repository = Repository::from(&reference);
             let from = reference.to_string();
             let place = format!("registry {repository} {insecure}");

@@ -14,6 +14,7 @@ use castor_wire::Failure;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::containers::Containers;
 use super::{caps, convert};
 use crate::failure::from_failure;
 
@@ -27,6 +28,7 @@ pub struct Gateway {
     inputs: Option<BTreeMap<String, Definition>>,
     /// Every ref that was given out, until the build ends.
     refs: Mutex<HashMap<String, LazyRef>>,
+    containers: Containers,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
@@ -39,12 +41,24 @@ impl fmt::Debug for Gateway {
 impl Gateway {
     /// A gateway to the build that `bridge` leads to.
     pub fn new(bridge: Arc<dyn Bridge>) -> Arc<Self> {
-        Arc::new(Self { bridge, inputs: None, refs: Mutex::default(), outcome: watch::channel(None).0 })
+        Arc::new(Self {
+            bridge,
+            inputs: None,
+            refs: Mutex::default(),
+            containers: Containers::default(),
+            outcome: watch::channel(None).0,
+        })
     }
 
     /// The same, for a frontend with inputs of its own.
     pub(crate) fn with_inputs(bridge: Arc<dyn Bridge>, inputs: BTreeMap<String, Definition>) -> Arc<Self> {
-        Arc::new(Self { bridge, inputs: Some(inputs), refs: Mutex::default(), outcome: watch::channel(None).0 })
+        Arc::new(Self {
+            bridge,
+            inputs: Some(inputs),
+            refs: Mutex::default(),
+            containers: Containers::default(),
+            outcome: watch::channel(None).0,
+        })
     }
 
     /// Waits until the client returned a result, and gives it.
@@ -55,6 +69,19 @@ impl Gateway {
             Some(Some(outcome)) => outcome.clone(),
             _ => Err(BridgeError::unknown("no result for incomplete build")),
         }
+    }
+
+    /// Ends what was started on behalf of the client.
+    pub async fn close(&self) {
+        self.containers.release().await;
+    }
+
+    pub(super) fn bridge(&self) -> &dyn Bridge {
+        self.bridge.as_ref()
+    }
+
+    pub(super) fn containers(&self) -> &Containers {
+        &self.containers
     }
 
     /// The outcome, if the client returned one.
@@ -89,7 +116,7 @@ impl Gateway {
         }
     }
 
-    fn existing(&self, id: &str) -> Result<LazyRef, BridgeError> {
+    pub(super) fn existing(&self, id: &str) -> Result<LazyRef, BridgeError> {
         match self.refs.lock().get(id) {
             Some(reference) => Ok(reference.clone()),
             None if id.is_empty() => Err(BridgeError::unknown("empty ref: ")),

@@ -2,7 +2,7 @@
 
 use castor_proto::apicaps::ApiCap;
 
-/// Those of BuildKit that castor has. Left out: containers of frontends (`gateway.exec` and all below it).
+/// Those of BuildKit that castor has. Left out: files of containers (`gateway.exec.filesystem`).
 const GATEWAY: &[&str] = &[
     "solve.base",
     "solve.inlinereturn",
@@ -19,6 +19,10 @@ const GATEWAY: &[&str] = &[
     "reference.attestations",
     "frontend.inputs",
     "gateway.solve.metadata",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.secretenv",
+    "gateway.exec.signals",
     "frontend.caps",
     "gateway.solve.evaluate",
     "gateway.evaluate",

@@ -2,6 +2,7 @@
 
 mod build;
 mod caps;
+mod containers;
 mod convert;
 mod registry;
 mod service;

@@ -3,9 +3,11 @@
 use castor_ops::BridgeError;
 use castor_proto::gateway as wire;
 use castor_proto::gateway::llb_bridge_server::{LlbBridge, LlbBridgeServer};
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::build::Gateway;
+use super::containers;
 use super::registry::Locate;
 use crate::failure::to_failure;
 
@@ -30,8 +32,8 @@ fn status(error: BridgeError) -> Status {
     to_failure(&error).to_status()
 }
 
-fn no_containers(method: &str) -> Status {
-    Status::unimplemented(format!("{method}: containers of frontends are not supported by castor yet"))
+fn no_files(method: &str) -> Status {
+    Status::unimplemented(format!("{method}: files of containers are not supported by castor yet"))
 }
 
 #[tonic::async_trait]
@@ -113,45 +115,50 @@ impl<L: Locate> LlbBridge for BridgeService<L> {
 
     async fn new_container(
         &self,
-        _: Request<wire::NewContainerRequest>,
+        request: Request<wire::NewContainerRequest>,
     ) -> Result<Response<wire::NewContainerResponse>, Status> {
-        Err(no_containers("NewContainer"))
+        let build = self.build("NewContainer", &request).await?;
+        build.new_container(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(wire::NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
-        _: Request<wire::ReleaseContainerRequest>,
+        request: Request<wire::ReleaseContainerRequest>,
     ) -> Result<Response<wire::ReleaseContainerResponse>, Status> {
-        Err(no_containers("ReleaseContainer"))
+        let build = self.build("ReleaseContainer", &request).await?;
+        build.release_container(&request.into_inner().container_id).await.map_err(status)?;
+        Ok(Response::new(wire::ReleaseContainerResponse {}))
     }
 
-    type ExecProcessStream = tokio_stream::Empty<Result<wire::ExecMessage, Status>>;
+    type ExecProcessStream = BoxStream<'static, Result<wire::ExecMessage, Status>>;
 
     async fn exec_process(
         &self,
-        _: Request<Streaming<wire::ExecMessage>>,
+        request: Request<Streaming<wire::ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        Err(no_containers("ExecProcess"))
+        let build = self.build("ExecProcess", &request).await?;
+        Ok(Response::new(containers::exec(build, request.into_inner())))
     }
 
     async fn read_file_container(
         &self,
         _: Request<wire::ReadFileRequest>,
     ) -> Result<Response<wire::ReadFileResponse>, Status> {
-        Err(no_containers("ReadFileContainer"))
+        Err(no_files("ReadFileContainer"))
     }
 
     async fn read_dir_container(
         &self,
         _: Request<wire::ReadDirRequest>,
     ) -> Result<Response<wire::ReadDirResponse>, Status> {
-        Err(no_containers("ReadDirContainer"))
+        Err(no_files("ReadDirContainer"))
     }
 
     async fn stat_file_container(
         &self,
         _: Request<wire::StatFileRequest>,
     ) -> Result<Response<wire::StatFileResponse>, Status> {
-        Err(no_containers("StatFileContainer"))
+        Err(no_files("StatFileContainer"))
     }
 }

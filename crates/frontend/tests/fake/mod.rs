@@ -10,10 +10,10 @@ use castor_llb::op::Op;
 use castor_llb::{Definition, Graph, Limits, Source};
 use castor_oci::{Digest, Platform};
 use castor_ops::bridge::{
-    FrontendPolicy, GitMeta, HttpMeta, ImageMeta, Program, ReadDir, ReadFile, SourceMeta, SourceMetaRequest,
-    WorkerInfo, code,
+    ContainerRequest, FrontendPolicy, GitMeta, HttpMeta, ImageMeta, Program, ReadDir, ReadFile, SourceMeta,
+    SourceMetaRequest, WorkerInfo, code,
 };
-use castor_ops::{Bridge, BridgeError, LazyRef, Refs, SolveRequest, SolveResult};
+use castor_ops::{Bridge, BridgeError, Container, LazyRef, Refs, SolveRequest, SolveResult};
 use castor_progress::Warning;
 use castor_proto::fsutil::Stat;
 use castor_proto::gateway as wire;
@@ -159,6 +159,10 @@ impl Bridge for FakeBuild {
             client.r#return(request).await.unwrap();
         }
         Ok(())
+    }
+
+    async fn container(&self, _: ContainerRequest) -> Result<Arc<Container>, BridgeError> {
+        Err(BridgeError::unknown("no containers here"))
     }
 
     fn warn(&self, warning: Warning) {

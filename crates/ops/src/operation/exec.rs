@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use castor_executor::{DEFAULT_PATH, HostIp, Meta, Network, Process, Resources, Security, Stdio, Ulimit, step_outputs};
 use castor_llb::LinuxResources;
-use castor_llb::op::{ExecOp, NetMode, ProxyEnv, SecurityMode};
+use castor_llb::op::{ExecOp, NetMode, ProxyEnv, SecretEnv, SecurityMode};
 use castor_oci::{Digest, Platform};
 use castor_session::secrets;
 use castor_solver::{BoxError, CacheMap, Cx, Operation, Outputs, Permit};
@@ -34,7 +34,7 @@ impl Exec {
             return Err(OpError::Unsupported(format!("CDI device {}", device.name)));
         }
         let mut meta = self.meta()?;
-        meta.env.extend(self.secret_env(cx).await?);
+        meta.env.extend(secret_env(&self.worker, cx, &op.secret_env).await?);
 
         let reads = Reads::watch(&self.worker, cx, inputs).await?;
         let result = match self.run_with(cx, inputs, meta).await {
@@ -121,24 +121,25 @@ impl Exec {
             remove_mount_stubs_recursive: op.meta.remove_mount_stubs_recursive,
         })
     }
+}
 
-    async fn secret_env(&self, cx: &Cx) -> Result<Vec<String>, OpError> {
-        let group = group(self.worker.sessions(), cx);
-        let mut env = Vec::new();
-        for wanted in &self.op.secret_env {
-            if wanted.id.is_empty() {
-                return Err(OpError::Invalid(format!("secret ID missing for {:?} environment variable", wanted.name)));
-            }
-            let value = match secrets::get(&group, &wanted.id).await? {
-                Some(value) => value,
-                None if wanted.optional => bytes::Bytes::new(),
-                None => return Err(OpError::NoSecret(wanted.id.clone())),
-            };
-            let text = String::from_utf8_lossy(&value);
-            env.push(format!("{}={text}", wanted.name));
+/// The variables whose values are secrets of the client.
+pub(crate) async fn secret_env(worker: &Worker, cx: &Cx, wishes: &[SecretEnv]) -> Result<Vec<String>, OpError> {
+    let group = group(worker.sessions(), cx);
+    let mut env = Vec::new();
+    for wanted in wishes {
+        if wanted.id.is_empty() {
+            return Err(OpError::Invalid(format!("secret ID missing for {:?} environment variable", wanted.name)));
         }
-        Ok(env)
+        let value = match secrets::get(&group, &wanted.id).await? {
+            Some(value) => value,
+            None if wanted.optional => bytes::Bytes::new(),
+            None => return Err(OpError::NoSecret(wanted.id.clone())),
+        };
+        let text = String::from_utf8_lossy(&value);
+        env.push(format!("{}={text}", wanted.name));
     }
+    Ok(env)
 }
 
 fn proxy_env(proxy: &ProxyEnv) -> Vec<String> {

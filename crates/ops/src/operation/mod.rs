@@ -11,12 +11,13 @@ mod mounts;
 mod reads;
 mod stack;
 
-pub(crate) use exec::Exec;
+pub(crate) use exec::{Exec, secret_env};
 pub(crate) use file::File;
 pub(crate) use git::Git;
 pub(crate) use http::Http;
 pub(crate) use image::Image;
 pub(crate) use local::Local;
+pub(crate) use mounts::{Mounts, Preparation};
 pub(crate) use stack::{Diff, Merge, Passthrough};
 
 use async_trait::async_trait;

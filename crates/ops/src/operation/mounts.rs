@@ -24,9 +24,9 @@ enum Output {
 }
 
 /// Everything mounted for one process. Dropped when the process has ended; outputs are committed then.
-pub(super) struct Mounts {
-    pub(super) root: RootMount,
-    pub(super) mounts: Vec<ExecMount>,
+pub(crate) struct Mounts {
+    pub(crate) root: RootMount,
+    pub(crate) mounts: Vec<ExecMount>,
     /// What keeps directories mounted. Dropped before the refs that are mounted.
     mounted: Vec<Arc<Mounting>>,
     outputs: Vec<(usize, Output)>,
@@ -37,7 +37,7 @@ pub(super) struct Mounts {
 }
 
 /// Makes mounts.
-pub(super) struct Preparation<'a> {
+pub(crate) struct Preparation<'a> {
     worker: &'a Worker,
     cx: &'a Cx,
     /// The process, for descriptions.
@@ -50,7 +50,7 @@ pub(super) struct Preparation<'a> {
 }
 
 impl<'a> Preparation<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         worker: &'a Worker,
         cx: &'a Cx,
         args: &[String],
@@ -70,7 +70,7 @@ impl<'a> Preparation<'a> {
     }
 
     /// Prepares all of `mounts`.
-    pub(super) async fn prepare(mut self, mounts: &[Mount]) -> Result<Mounts, OpError> {
+    pub(crate) async fn prepare(mut self, mounts: &[Mount]) -> Result<Mounts, OpError> {
         for mount in mounts {
             self.mount(mount).await?;
         }
