@@ -4,12 +4,12 @@
 mod support;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use castor_layerfs::Lazy;
 use castor_oci::Digest;
 use castor_progress::Reporter;
+use castor_testkit::MemoryLimit;
 use support::rand_like::Random;
 use support::{Bench, Source, Tar, assemble, estargz, gzip, path};
 
@@ -69,37 +69,11 @@ async fn a_million_entries(bench: &Bench) {
     drop((tree, layer));
 }
 
-/// A cgroup with little memory, empty when it is dropped.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(limit: u64) -> Self {
-        let name = format!("castor-test-{}", std::process::id());
-        let (old, new) = (PathBuf::from("/sys/fs/cgroup/memory"), PathBuf::from("/sys/fs/cgroup"));
-        let (parent, file) = if old.exists() { (old, "memory.limit_in_bytes") } else { (new, "memory.max") };
-        if file == "memory.max" {
-            // Perhaps it is there already, or must not be given on from here: then the next lines say so.
-            let _ = std::fs::write(parent.join("cgroup.subtree_control"), "+memory");
-        }
-        let dir = parent.join(name);
-        std::fs::create_dir(&dir).unwrap();
-        let group = Self(dir);
-        std::fs::write(group.0.join(file), limit.to_string()).unwrap();
-        group
-    }
-
-    /// `program` in it, reading `input`.
-    fn run(&self, program: &str, input: std::fs::File) -> std::process::Child {
-        let script = format!("echo $$ > {}/cgroup.procs && exec {program}", self.0.display());
-        let mut command = Command::new("sh");
-        command.args(["-c", &script]).stdin(input).stdout(Stdio::piped()).spawn().unwrap()
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
-    }
+/// `program` in a cgroup, reading `input`.
+fn run(group: &MemoryLimit, program: &str, input: std::fs::File) -> std::process::Child {
+    let script = format!("echo $$ > {}/cgroup.procs && exec {program}", group.path().display());
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).stdin(input).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 /// Processes that have less memory than what they read is long, all at once: their pages go as they come.
@@ -114,11 +88,11 @@ async fn readers_in_need(bench: &Bench) {
     let tree = bench.engine.image_tree(&[layer.id()]).await.unwrap();
     forget_peak();
     let before = status("VmRSS");
-    let group = Cgroup::new(12 * MIB);
+    let group = MemoryLimit::new(&format!("castor-test-{}", std::process::id()), 12 * MIB);
     let mount = tree.clone();
     let outputs = castor_task::reading(move || {
         let readers: Vec<_> =
-            (0..3).map(|_| group.run("sha256sum", std::fs::File::open(path(&mount, "big")).unwrap())).collect();
+            (0..3).map(|_| run(&group, "sha256sum", std::fs::File::open(path(&mount, "big")).unwrap())).collect();
         let outputs: Vec<_> = readers.into_iter().map(|reader| reader.wait_with_output().unwrap()).collect();
         drop(group);
         outputs

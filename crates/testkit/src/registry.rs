@@ -48,6 +48,8 @@ pub struct On {
     pub method: Option<http::Method>,
     /// Part of the path, such as `/blobs/` or a digest; empty is any.
     pub path: String,
+    /// A byte that their `Range` must hold; `None` is any range, or none.
+    pub over: Option<u64>,
     /// Requests that match and pass before the fault.
     pub skip: u32,
     /// Requests that get it; 0 is all.
@@ -57,7 +59,14 @@ pub struct On {
 impl On {
     /// All requests of `method` whose path contains `path`.
     pub fn new(method: http::Method, path: impl Into<String>) -> Self {
-        Self { method: Some(method), path: path.into(), skip: 0, times: 0 }
+        Self { method: Some(method), path: path.into(), ..Self::default() }
+    }
+
+    /// Only those for ranges that hold this byte, however they are cut.
+    #[must_use]
+    pub fn over(mut self, byte: u64) -> Self {
+        self.over = Some(byte);
+        self
     }
 
     /// Only the first `times` of them.
@@ -286,16 +295,21 @@ impl Registry {
     /// The parts of the blob that were asked for with `Range`, in order.
     pub fn ranges_of(&self, digest: &Digest) -> Vec<Range<u64>> {
         let asked = self.log_of(&digest.to_string());
-        let parse = |text: &str| {
-            let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
-            Some(first.parse().ok()?..last.parse::<u64>().ok()? + 1)
-        };
-        asked
-            .iter()
-            .filter(|logged| logged.status == 206)
-            .filter_map(|logged| parse(logged.range.as_deref()?))
-            .collect()
+        asked.iter().filter(|logged| logged.status == 206).filter_map(Logged::asked_for).collect()
     }
+}
+
+impl Logged {
+    /// The bytes that were asked for with `Range`.
+    pub fn asked_for(&self) -> Option<Range<u64>> {
+        bytes_of(self.range.as_deref()?)
+    }
+}
+
+/// What a `Range` of one range with both ends says.
+fn bytes_of(range: &str) -> Option<Range<u64>> {
+    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+    Some(first.parse().ok()?..last.parse::<u64>().ok()? + 1)
 }
 
 impl RegistryBuilder {
@@ -363,10 +377,14 @@ impl State {
     }
 
     /// The fault for this request, if there is one.
-    fn fault(&self, method: &http::Method, path: &str) -> Option<Fault> {
+    fn fault(&self, method: &http::Method, path: &str, range: Option<&str>) -> Option<Fault> {
         let mut content = self.content.lock();
+        let range = range.and_then(bytes_of);
         for (on, fault, seen) in &mut content.faults {
             if on.method.as_ref().is_some_and(|wanted| wanted != method) || !path.contains(&on.path) {
+                continue;
+            }
+            if on.over.is_some_and(|byte| !range.as_ref().is_some_and(|range| range.contains(&byte))) {
                 continue;
             }
             *seen += 1;

@@ -52,7 +52,7 @@ pub(super) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Res
         content.log.push(Entry { logged, sent: Arc::clone(&sent) });
         Arc::clone(&sent)
     };
-    let fault = state.fault(&head.method, head.uri.path());
+    let fault = state.fault(&head.method, head.uri.path(), header(RANGE));
     match &fault {
         Some(Fault::Silence) => std::future::pending::<()>().await,
         Some(Fault::Hangup) => return Err(io::Error::other("hung up")),
