@@ -18,11 +18,15 @@ const BOTH: &str = "linux/amd64,linux/arm64";
 
 /// An image for both platforms, with a file that tells which one it is.
 fn base(registry: &Registry) -> Reference {
-    let manifests = ["amd64", "arm64"].map(|architecture| {
-        let platform = Platform::new("linux", architecture, "");
-        let layer = [File::new("architecture", architecture)];
-        let image = ImageBuilder::new().platform(platform.clone()).layer(&layer, Form::Gzip).build();
-        image.put(registry, &format!("base:{architecture}"));
+    let platform = |architecture: &str| Platform::new("linux", architecture, "");
+    index(registry, ["amd64", "arm64"].map(|architecture| (platform(architecture), "architecture", architecture)))
+}
+
+/// An image for two platforms, with a file for each of them.
+fn index(registry: &Registry, images: [(Platform, &str, &str); 2]) -> Reference {
+    let manifests = images.map(|(platform, file, text)| {
+        let image = ImageBuilder::new().platform(platform.clone()).layer(&[File::new(file, text)], Form::Gzip).build();
+        image.put(registry, &format!("base:{text}"));
         let mut descriptor = registry.put_manifest("base", "", media_type::OCI_MANIFEST, image.manifest);
         descriptor.platform = Some(platform);
         descriptor
@@ -168,6 +172,25 @@ fn privileged_files_come_out_by_platform() {
     let message = "cannot overwrite architecture from linux/amd64 with linux/arm64 when split option is disabled";
     assert!(error.contains(message), "{error}");
     world.daemon.stop().unwrap();
+}
+
+#[test]
+fn privileged_versions_of_a_system_are_platforms_of_their_own() {
+    let scene = Scene::new().unwrap();
+    let registry = scene.registry();
+    let platform = |version: &str| Platform { os_version: version.into(), ..Platform::new("windows", "amd64", "") };
+    let base = index(&registry, ["10.0.1", "10.0.2"].map(|version| (platform(version), "version", version)));
+    let daemon = scene.daemon("daemon", [registry.host().as_str()]).start().unwrap();
+    let dockerfile = format!("FROM {base}\nARG TARGETOSVERSION\nCOPY <<END /asked\n${{TARGETOSVERSION}}\nEND\n");
+    let project = scene.project("project", &dockerfile).unwrap();
+    for version in ["10.0.1", "10.0.2"] {
+        let out = scene.path(version);
+        let build = Build::new(&daemon, &project).opt("platform", &format!("windows({version})/amd64"));
+        build.local_output(&out).run().unwrap().success().unwrap();
+        assert_eq!(std::fs::read_to_string(out.join("version")).unwrap(), version);
+        assert_eq!(std::fs::read_to_string(out.join("asked")).unwrap(), format!("{version}\n"));
+    }
+    daemon.stop().unwrap();
 }
 
 #[test]

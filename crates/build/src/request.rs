@@ -37,6 +37,22 @@ pub struct Request {
     pub trace: Option<TraceContext>,
 }
 
+impl Request {
+    /// The same, with the builtin frontend called by its own name where it is asked for as if it were an image.
+    pub(crate) fn direct(mut self) -> Self {
+        const BUILTIN: &str = "dockerfile.v0";
+        let replaced = |key: &String| {
+            key.strip_prefix("context:").and_then(|name| name.split("::").next()).is_some_and(|name| name == BUILTIN)
+        };
+        let builtin = self.options.get("source").is_some_and(|source| source == BUILTIN);
+        if self.frontend == "gateway.v0" && builtin && !self.options.keys().any(replaced) {
+            self.options.remove("source");
+            BUILTIN.clone_into(&mut self.frontend);
+        }
+        self
+    }
+}
+
 /// One place where the result goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExporterRequest {
@@ -53,4 +69,25 @@ pub struct CacheRequest {
     pub kind: String,
     /// Its attributes.
     pub attrs: BTreeMap<String, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_builtin_frontend_has_its_own_name() {
+        let asked = |options: &[(&str, &str)]| {
+            let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            Request { frontend: "gateway.v0".into(), options, ..Request::default() }.direct()
+        };
+        let direct = asked(&[("source", "dockerfile.v0"), ("cmdline", "x")]);
+        assert_eq!(direct.frontend, "dockerfile.v0");
+        assert_eq!(direct.options.keys().collect::<Vec<_>>(), ["cmdline"]);
+        for context in ["context:dockerfile.v0", "context:dockerfile.v0::linux/amd64"] {
+            assert_eq!(asked(&[("source", "dockerfile.v0"), (context, "local:x")]).frontend, "gateway.v0");
+        }
+        let image = asked(&[("source", "docker/dockerfile:1")]);
+        assert_eq!((image.frontend.as_str(), image.options.len()), ("gateway.v0", 1));
+    }
 }

@@ -63,7 +63,7 @@ impl std::fmt::Debug for Build {
 impl Build {
     /// A build of `request` that ends early when `token` is cancelled.
     pub fn new(daemon: Arc<Daemon>, request: Request, token: CancellationToken) -> Self {
-        Self { daemon, request: Arc::new(request), token, results: Mutex::new(None) }
+        Self { daemon, request: Arc::new(request.direct()), token, results: Mutex::new(None) }
     }
 
     /// Runs it, from request to response.

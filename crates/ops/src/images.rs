@@ -105,7 +105,7 @@ impl Images {
         who: &str,
         token: &CancellationToken,
     ) -> Result<Arc<ResolvedImage>, Arc<OpError>> {
-        let key = |meant: &str| format!("{meant}\0{platform}\0{who}");
+        let key = |meant: &str| format!("{meant}\0{}\0{who}", whole(platform));
         let asked = key(&meaning(reference));
         if let Some(fresh) = self.fresh(&asked, mode) {
             return Ok(fresh);
@@ -156,7 +156,7 @@ impl Inner {
         access: &Access,
     ) -> Result<Arc<ResolvedImage>, OpError> {
         let repository = reference.repository();
-        let key = |meant: &str| format!("{meant}\0{platform}");
+        let key = |meant: &str| format!("{meant}\0{}", whole(platform));
         let root = match self.client.resolve(reference, access).await {
             Ok(root) => root,
             Err(error) if mode != ResolveMode::ForcePull && error.is_transient() => {
@@ -218,4 +218,12 @@ pub(crate) fn layer_history(config: &ImageConfig) -> Vec<(String, Option<castor_
             (entry.created_by.clone(), created)
         })
         .collect()
+}
+
+/// A platform with the version of its system, by which images of an index may differ.
+fn whole(platform: &Platform) -> String {
+    match (platform.os_version.as_str(), platform.os_features.as_slice()) {
+        ("", []) => platform.to_string(),
+        (version, features) => format!("{platform}({version}+{})", features.join("+")),
+    }
 }
