@@ -72,7 +72,8 @@ fn start(flags: Flags) -> Result<()> {
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let _lock = RootLock::acquire(&settings.root)?;
     // Before any thread exists: the namespace is this thread's, and threads inherit it.
-    castor_mount::enter_private_namespace().context("enter a mount namespace of its own")?;
+    castor_mount::enter_private_namespace()
+        .map_err(|error| anyhow::anyhow!("{error}: it needs root with CAP_SYS_ADMIN; in a container, --privileged"))?;
     rustls::crypto::ring::default_provider().install_default().ok();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let outcome = runtime.block_on(run(&settings));
