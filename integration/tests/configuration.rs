@@ -145,6 +145,19 @@ fn privileged_networks_that_are_not_there_are_named_at_the_start() {
 }
 
 #[test]
+fn privileged_a_daemon_that_may_not_mount_says_what_it_needs() {
+    let scene = Scene::new().unwrap();
+    // As in a container without privileges.
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]).arg(programs::ours("buildkitd").unwrap());
+    command.arg("--root").arg(scene.path("state"));
+    command.arg("--addr").arg(format!("unix://{}", scene.path("socket").display()));
+    let ended = Outcome::of(&command.output().unwrap()).failure().unwrap();
+    assert!(ended.contains("--privileged"), "{ended}");
+    assert_eq!(ended.matches("not permitted").count(), 1, "{ended}");
+}
+
+#[test]
 fn privileged_names_that_are_no_text_go_in_and_come_out() {
     let scene = Scene::new().unwrap();
     let registry = scene.registry();
