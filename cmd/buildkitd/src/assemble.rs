@@ -82,7 +82,8 @@ pub async fn daemon(settings: &Settings, scope: &Scope) -> Result<Assembled> {
 
     let executor = executor(settings, &state).await?;
     let passing = state.join("passing");
-    let passing = castor_task::blocking(move || Passing::open(passing)).await.context("empty the directory of sockets")?;
+    let passing =
+        castor_task::blocking(move || Passing::open(passing)).await.context("empty the directory of sockets")?;
     let solver =
         Solver::new(SolverOptions { scope: scope.child("solver"), keys: store.keys(), results: store.results() });
     let ops = Worker::new(WorkerConfig {

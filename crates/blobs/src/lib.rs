@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod compression;
+mod contents;
 mod error;
 mod pipeline;
 mod rewrite;
@@ -22,6 +23,7 @@ use castor_store::{ImageLayer, ImmutableRef, Part, PartKind, Store};
 use castor_task::{Flight, Scope};
 
 pub use compression::{Compression, Form};
+pub use contents::plain_path;
 pub use error::BlobError;
 use variants::Variant;
 
