@@ -1,10 +1,11 @@
 //! Chunks: from compressed bytes to verified data.
 
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read as _};
 
 use castor_oci::{Digest, Hasher};
 
 use crate::Codec;
+use crate::member::GzipMember;
 use crate::toc::Chunk;
 
 /// Why a chunk cannot be shown.
@@ -43,25 +44,17 @@ pub enum ChunkError {
 
 /// log2 of the largest window of a frame: what `zstd -22` needs.
 const ZSTD_WINDOW: u32 = 27;
-/// Unit of decompression.
-const BUFFER: usize = 64 << 10;
+/// Unit of what is passed over.
+const BUFFER: u64 = 64 << 10;
 
 /// Decompresses a chunk from the bytes at `chunk.offset` and verifies it, if it has a digest. `compressed` may
 /// go on after the chunk, and may end before `chunk.end` if the chunk's bytes are all in it.
 pub fn decode(codec: Codec, chunk: &Chunk, compressed: &[u8]) -> Result<Vec<u8>, ChunkError> {
-    let mut data = Vec::with_capacity(capacity(chunk.size));
-    decode_to(codec, chunk, compressed, &mut data)?;
-    Ok(data)
-}
-
-/// The same as a stream, for chunks of any size. What was written to `out` must not be shown before this
-/// returns: only then it is verified.
-pub fn decode_to(codec: Codec, chunk: &Chunk, compressed: impl Read, out: &mut dyn Write) -> Result<(), ChunkError> {
     if chunk.zeros {
-        io::copy(&mut io::repeat(0).take(chunk.size), out).map_err(ChunkError::Output)?;
-        return Ok(());
+        let size = usize::try_from(chunk.size).map_err(|_| ChunkError::Output(io::ErrorKind::OutOfMemory.into()))?;
+        return Ok(vec![0; size]);
     }
-    Member::open(codec, compressed, chunk.offset)?.chunk(chunk, out)
+    Member::open(codec, compressed, chunk.offset)?.decode(chunk)
 }
 
 /// Decompresses several chunks of one member or frame (all with the same `offset`, sorted by `inner_offset`) in
@@ -87,72 +80,69 @@ pub fn decode_group(
 
 /// A member or frame that is being decompressed.
 struct Member<'a> {
-    reader: Box<dyn Read + 'a>,
+    stream: Stream<'a>,
     offset: u64,
     /// Uncompressed bytes that were read.
     position: u64,
 }
 
+/// One member or frame is all that belongs to an offset: going on into the next would read other bytes than the TOC means.
+enum Stream<'a> {
+    Gzip(GzipMember<'a>),
+    Zstd(Box<zstd::stream::read::Decoder<'a, &'a [u8]>>),
+}
+
 impl<'a> Member<'a> {
-    fn open(codec: Codec, compressed: impl Read + 'a, offset: u64) -> Result<Self, ChunkError> {
-        // One member or frame is all that belongs to the offset: going on into the next would read other bytes
-        // than the TOC means.
-        let reader: Box<dyn Read + 'a> = match codec {
-            Codec::Gzip => Box::new(flate2::bufread::GzDecoder::new(BufReader::with_capacity(BUFFER, compressed))),
-            Codec::Zstd => {
-                let zstd = zstd::stream::read::Decoder::new(compressed).and_then(|mut zstd| {
-                    zstd.window_log_max(ZSTD_WINDOW)?;
-                    Ok(zstd.single_frame())
-                });
-                Box::new(zstd.map_err(|source| ChunkError::Codec { offset, source })?)
-            }
+    fn open(codec: Codec, compressed: &'a [u8], offset: u64) -> Result<Self, ChunkError> {
+        let stream = match codec {
+            Codec::Gzip => GzipMember::open(compressed).map(Stream::Gzip),
+            Codec::Zstd => zstd::stream::read::Decoder::with_buffer(compressed).and_then(|mut zstd| {
+                zstd.window_log_max(ZSTD_WINDOW)?;
+                Ok(Stream::Zstd(Box::new(zstd.single_frame())))
+            }),
         };
-        Ok(Self { reader, offset, position: 0 })
+        let stream = stream.map_err(|source| ChunkError::Codec { offset, source })?;
+        Ok(Self { stream, offset, position: 0 })
     }
 
+    /// Skips to a chunk that lies ahead, decodes and verifies it.
     fn decode(&mut self, chunk: &Chunk) -> Result<Vec<u8>, ChunkError> {
+        let mut skip = chunk.inner_offset.saturating_sub(self.position);
+        let mut passed = Vec::new();
+        while skip > 0 {
+            let piece = skip.min(BUFFER);
+            passed.clear();
+            self.read(piece, &mut passed)?;
+            skip -= piece;
+        }
+        drop(passed);
         let mut data = Vec::with_capacity(capacity(chunk.size));
-        self.chunk(chunk, &mut data)?;
+        self.read(chunk.size, &mut data)?;
+        if let Some(expected) = chunk.digest {
+            let mut hasher = Hasher::new();
+            hasher.update(&data);
+            let actual = hasher.finish();
+            if actual != expected {
+                return Err(ChunkError::Digest { offset: chunk.offset, expected, actual });
+            }
+        }
         Ok(data)
     }
 
-    /// Skips to a chunk that lies ahead, decodes it to `out` and verifies it.
-    fn chunk(&mut self, chunk: &Chunk, out: &mut dyn Write) -> Result<(), ChunkError> {
-        let skip = chunk.inner_offset.saturating_sub(self.position);
-        self.pass(skip, &mut |_| Ok(()))?;
-        let mut hasher = Hasher::new();
-        self.pass(chunk.size, &mut |bytes| {
-            if chunk.digest.is_some() {
-                hasher.update(bytes);
-            }
-            out.write_all(bytes)
-        })?;
-        let actual = hasher.finish();
-        match chunk.digest {
-            Some(expected) if expected != actual => Err(ChunkError::Digest { offset: chunk.offset, expected, actual }),
-            _ => Ok(()),
+    /// Appends exactly `count` bytes to `out`.
+    fn read(&mut self, count: u64, out: &mut Vec<u8>) -> Result<(), ChunkError> {
+        let before = out.len() as u64;
+        let read = match &mut self.stream {
+            Stream::Gzip(gzip) => gzip.read(count, out),
+            Stream::Zstd(zstd) => zstd.take(count).read_to_end(out).map(|_| ()),
+        };
+        read.map_err(|source| ChunkError::Codec { offset: self.offset, source })?;
+        let got = out.len() as u64 - before;
+        self.position += got;
+        match count - got {
+            0 => Ok(()),
+            missing => Err(ChunkError::Short { offset: self.offset, missing }),
         }
-    }
-
-    /// Reads exactly `count` bytes.
-    fn pass(&mut self, count: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), ChunkError> {
-        let mut buffer = vec![0; BUFFER.min(usize::try_from(count).unwrap_or(BUFFER))];
-        let mut left = count;
-        while left > 0 {
-            let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let n = match self.reader.read(&mut buffer[..want]) {
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(ChunkError::Codec { offset: self.offset, source }),
-            };
-            if n == 0 {
-                return Err(ChunkError::Short { offset: self.offset, missing: left });
-            }
-            each(&buffer[..n]).map_err(ChunkError::Output)?;
-            left -= n as u64;
-            self.position += n as u64;
-        }
-        Ok(())
     }
 }
 

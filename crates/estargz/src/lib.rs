@@ -14,6 +14,7 @@
 pub mod annotation;
 pub mod chunk;
 pub mod footer;
+mod member;
 pub mod open;
 pub mod toc;
 mod write;

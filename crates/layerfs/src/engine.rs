@@ -57,6 +57,9 @@ pub struct Config {
     pub prefetch: bool,
     /// Whether the rest of a layer is fetched once a third of it was used.
     pub background: bool,
+    /// A layer that has become complete is verified as a whole when nobody has read it for so long: until then readers need
+    /// the processors more.
+    pub quiet: Duration,
 }
 
 impl Config {
@@ -71,6 +74,7 @@ impl Config {
             verification: Verification::Required,
             prefetch: true,
             background: true,
+            quiet: Duration::from_secs(2),
         }
     }
 }

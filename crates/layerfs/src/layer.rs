@@ -291,6 +291,16 @@ impl Core {
         origin.write(&self.dir.join("origin"))
     }
 
+    /// Waits until nobody has read the layer for a while.
+    async fn quiet(&self) {
+        let quiet = self.shared.config.quiet;
+        while let Some(left) =
+            self.counters.idle().and_then(|idle| quiet.checked_sub(idle)).filter(|left| !left.is_zero())
+        {
+            tokio::time::sleep(left).await;
+        }
+    }
+
     /// Keeps the presence file up to date until the layer is left, then once more.
     pub(crate) async fn keep_presence(self: Arc<Self>) {
         loop {
@@ -310,9 +320,13 @@ impl Core {
             }
             if self.complete.load(Ordering::Acquire) && !ended {
                 // All chunks are here: what is left of the blob is little, and makes the layer a verified one.
+                let completed = async {
+                    self.quiet().await;
+                    crate::complete::complete(&self).await
+                };
                 let completed = tokio::select! {
                     () = self.scope.token().cancelled() => return,
-                    completed = crate::complete::complete(&self) => completed,
+                    completed = completed => completed,
                 };
                 if let Err(error) = completed {
                     tracing::warn!(layer = %self.id, %error, "verify a layer that is complete");

@@ -5,7 +5,7 @@
 //! - What is wanted, what lies close to it and what is guessed to be wanted next go into one range request
 //!   (`plan`); big spans are cut and run in parallel. How much may be guessed is bounded by what was really used
 //!   (`ahead`), so a build that reads little fetches little.
-//! - When a third of the layer was used, the rest comes at full speed.
+//! - When a third of the layer was used, or somebody reads all of a directory tree (`scan`), the rest comes at full speed.
 //! - Bytes become visible (a bit in [`Presence`]) only after they were verified and written. A member that does not
 //!   verify is fetched once more; then its readers get the error.
 //! - A source that answers a range with the whole blob is not asked again: that answer is read to its end.
@@ -14,13 +14,14 @@ mod ahead;
 mod members;
 mod openers;
 mod run;
+mod scan;
 mod siblings;
 mod start;
 
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ use crate::tree::Tree;
 use ahead::Ahead;
 use members::{Flags, Members};
 pub(crate) use openers::Openers;
+use scan::Scans;
 use siblings::Siblings;
 use start::Start;
 
@@ -49,8 +51,18 @@ const GAP_BESIDE: u64 = 128 << 10;
 const SMALL: u64 = 128 << 10;
 /// The most that is fetched because a layer's maker said that it is wanted first.
 const PREFETCH: u64 = 16 << 20;
-/// Spans of a bulk fetch at the same time.
-const BULK: usize = 4;
+/// Compressed bytes of members that are worked on as one: most members are so small that passing on each would take longer
+/// than inflating it.
+const BATCH: usize = 256 << 10;
+/// Batches of bulk fetches that are worked on at the same time, of all layers: readers wait for a processor too.
+static TURNS: LazyLock<Semaphore> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    Semaphore::new(cores.saturating_sub(1).max(1))
+});
+/// Spans of a bulk fetch at the same time, and how large they are: many, to use the line well; small, because who reads in the
+/// blob's order is as far as the last of them.
+const BULK: usize = 6;
+const BULK_SPAN: u64 = 2 << 20;
 
 /// What a fetcher works on and with.
 pub(crate) struct Setup {
@@ -76,9 +88,16 @@ pub(crate) struct Counters {
     pub fetched: AtomicU64,
     pub requests: AtomicU64,
     waiting_us: AtomicU64,
+    /// When a reader last wanted something.
+    read: Mutex<Option<Instant>>,
 }
 
 impl Counters {
+    /// How long nobody has read.
+    pub(crate) fn idle(&self) -> Option<Duration> {
+        self.read.lock().map(|read| read.elapsed())
+    }
+
     pub(crate) fn waiting(&self) -> Duration {
         Duration::from_micros(self.waiting_us.load(Ordering::Relaxed))
     }
@@ -126,6 +145,7 @@ struct State {
     flights: std::collections::HashMap<u32, Arc<Flight>>,
     ahead: Ahead,
     siblings: Siblings,
+    scans: Scans,
     /// The whole blob is on its way, and why.
     adopted: Option<String>,
     bulk: bool,
@@ -223,6 +243,7 @@ impl Fetcher {
     /// Whether all of `range` of `data` is here. Notes that a reader uses it if so.
     pub(crate) fn here(&self, range: &Range<u64>) -> bool {
         let inner = &self.inner;
+        *inner.counters.read.lock() = Some(Instant::now());
         let chunks = self.chunks(range);
         if !chunks.clone().all(|chunk| inner.presence.contains(chunk)) {
             return false;

@@ -8,12 +8,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::{Bytes, BytesMut};
 use castor_estargz::chunk::decode_group;
 use castor_estargz::toc;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::ahead::Guess;
+use super::members::{Member, Members};
+use super::scan::end_of;
 use super::siblings::LARGEST_DIRECTORY;
 use super::start::Start;
-use super::{BULK, Flight, GAP, GAP_BESIDE, Inner, PREFETCH, SMALL, SPAN, State};
+use super::{BATCH, BULK, BULK_SPAN, Flight, GAP, GAP_BESIDE, Inner, PREFETCH, SMALL, SPAN, State, TURNS};
 use crate::source::{FetchError, Priority, RangeBody};
 
 /// The most pieces of a program that are fetched for one of them: 256 MiB, where a piece is as large as is usual.
@@ -76,7 +79,7 @@ impl Inner {
         let mut flights = Vec::with_capacity(wanted.len());
         let mut chosen = Vec::new();
         let mut beside = Vec::new();
-        let mut guess = None;
+        let (mut guess, mut scan) = (None, None);
         for &member in wanted {
             let first = self.used.insert(member);
             let (size, group) = (self.members.get(member).size(), self.members.group(member));
@@ -97,6 +100,7 @@ impl Inner {
                 }
             };
             if first {
+                scan = self.scan(state, member).or(scan);
                 beside.extend(self.siblings(state, group));
                 beside.extend(self.rest_of_start(state, member));
             }
@@ -111,9 +115,7 @@ impl Inner {
         // What is waited for is asked for first.
         spans.sort_by_key(|span| !wanted.iter().any(|member| span.members.binary_search(member).is_ok()));
         spans.extend(self.spans(state, beside, GAP_BESIDE, Priority::Ahead));
-        if self.is_third(state) {
-            self.start_bulk(state);
-        }
+        self.start_bulk(state, scan);
         (flights, spans)
     }
 
@@ -288,27 +290,35 @@ impl Inner {
         let beside = self.siblings(&mut state, self.members.group(member));
         let mut spans = self.spans(&state, members, GAP, Priority::Ahead);
         spans.extend(self.spans(&state, beside, GAP_BESIDE, Priority::Ahead));
-        if self.is_third(&state) {
-            self.start_bulk(&mut state);
-        }
+        let scan = self.scan(&mut state, member);
+        self.start_bulk(&mut state, scan);
         drop(state);
         self.start(spans);
     }
 
-    /// Whether so much was used that fetching all of it is the fastest.
-    fn is_third(&self, state: &State) -> bool {
-        !state.bulk && state.ahead.used() >= self.tree.payload_end() / 3
+    /// The members that somebody is about to read one after the other, if `member`, used now for the first time, shows it.
+    fn scan(&self, state: &mut State, member: u32) -> Option<Range<u32>> {
+        let size = self.members.get(member).size();
+        let scope = state.scans.used(&self.tree, member, size, self.members.group(member))?;
+        Some(member..end_of(&self.tree, &self.members, scope, member))
     }
 
-    fn start_bulk(self: &Arc<Self>, state: &mut State) {
-        state.bulk = true;
+    /// Fetches what of `scan` is missing, if that is wanted, or all of the layer, if so much was used that it is the fastest.
+    fn start_bulk(self: &Arc<Self>, state: &mut State, scan: Option<Range<u32>>) {
+        if state.bulk {
+            return;
+        }
+        let third = state.ahead.used() >= self.tree.payload_end() / 3;
+        let Some(members) = third.then(|| 0..self.members.len()).or(scan) else { return };
+        state.bulk = third;
         let inner = self.clone();
         let name = format!("fetch the rest of {} of {}", inner.layer, inner.image);
         self.scope.spawn_named(name, async move {
-            if let Err(error) = inner.all().await {
+            tracing::debug!(layer = %inner.layer, ?members, "fetch all of it");
+            if let Err(error) = inner.bulk_of(members).await {
                 tracing::warn!(layer = %inner.layer, %error, "fetch the rest of a layer");
                 // Readers go on asking for what they need; another attempt is made when they have used more.
-                inner.state.lock().bulk = false;
+                inner.state.lock().bulk &= !third;
             }
         });
     }
@@ -330,10 +340,8 @@ impl Inner {
 
     /// Fetches what is missing, a few spans at a time: what a reader asks for meanwhile is taken before its turn.
     pub(super) async fn all(self: &Arc<Self>) -> Result<(), FetchError> {
-        let cursor = AtomicU32::new(0);
-        let workers = (0..BULK).map(|_| self.bulk(&cursor));
-        let results = futures::future::join_all(workers).await;
-        results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        self.state.lock().bulk = true;
+        self.bulk_of(0..self.members.len()).await?;
         let others: Vec<_> = self.state.lock().flights.values().cloned().collect();
         for flight in others {
             flight.wait().await?;
@@ -351,8 +359,15 @@ impl Inner {
         }
     }
 
-    async fn bulk(self: &Arc<Self>, cursor: &AtomicU32) -> Result<(), FetchError> {
-        while let Some((spans, flights)) = self.next_bulk(cursor) {
+    async fn bulk_of(self: &Arc<Self>, members: Range<u32>) -> Result<(), FetchError> {
+        let cursor = AtomicU32::new(members.start);
+        let workers = (0..BULK).map(|_| self.bulk(&cursor, members.end));
+        let results = futures::future::join_all(workers).await;
+        results.into_iter().collect::<Result<Vec<()>, _>>().map(|_| ())
+    }
+
+    async fn bulk(self: &Arc<Self>, cursor: &AtomicU32, end: u32) -> Result<(), FetchError> {
+        while let Some((spans, flights)) = self.next_bulk(cursor, end) {
             for span in spans {
                 self.run(span).await;
             }
@@ -363,16 +378,15 @@ impl Inner {
         Ok(())
     }
 
-    /// The next missing members from `cursor` on, about [`SPAN`] bytes of them.
-    fn next_bulk(&self, cursor: &AtomicU32) -> Option<(Vec<Span>, Vec<Arc<Flight>>)> {
+    /// The next missing members from `cursor` to `last`, about [`BULK_SPAN`] bytes of them.
+    fn next_bulk(&self, cursor: &AtomicU32, last: u32) -> Option<(Vec<Span>, Vec<Arc<Flight>>)> {
         let mut state = self.state.lock();
-        state.bulk = true;
         let (mut members, mut flights, mut bytes) = (Vec::new(), Vec::new(), 0);
         let mut at = cursor.load(Ordering::Relaxed);
-        while at < self.members.len() {
+        while at < last {
             if self.is_missing(&state, at) {
                 let size = self.members.get(at).size();
-                if !members.is_empty() && bytes + size > SPAN {
+                if !members.is_empty() && bytes + size > BULK_SPAN {
                     break;
                 }
                 bytes += size;
@@ -431,151 +445,181 @@ impl Inner {
         if body.full && body.range != span.range {
             return Ok(Fetched::Whole(body, from));
         }
-        self.consume(body, &span.members).await?;
+        self.consume(body, &span.members, span.priority).await?;
         Ok(Fetched::Span)
     }
 
-    /// Reads a body, hands each member on as soon as it is complete, and waits for them.
-    async fn consume(self: &Arc<Self>, mut body: RangeBody, members: &[u32]) -> Result<(), FetchError> {
-        let mut at = body.range.start;
-        let mut held = BytesMut::new();
+    /// Reads a body, hands members on as soon as they are complete, and waits for them.
+    async fn consume(
+        self: &Arc<Self>,
+        mut body: RangeBody,
+        members: &[u32],
+        priority: Priority,
+    ) -> Result<(), FetchError> {
+        let mut read = Reading { at: body.range.start, held: BytesMut::new(), left: members };
         let mut jobs = Vec::new();
-        let mut result = Ok(());
-        'members: for &number in members {
-            let member = self.members.get(number);
-            while at + (held.len() as u64) < member.end {
-                // Waits are bounded per piece, so that a body of any length may come as long as it comes.
-                let piece = match tokio::time::timeout(self.deadline, body.stream.next()).await {
-                    Ok(Some(Ok(piece))) => piece,
-                    Ok(Some(Err(error))) => {
-                        result = Err(error);
-                        break 'members;
+        let result = loop {
+            // What is here goes on before anybody waits for more.
+            let piece = match body.stream.next().now_or_never() {
+                Some(piece) if read.held.len() < BATCH => Ok(piece),
+                ready => {
+                    if let Err(error) = self.hand_on(&mut read, &mut jobs, priority).await {
+                        break Err(error);
                     }
-                    Ok(None) => {
-                        result = Err(FetchError::new(format!("the answer ended before byte {}", member.end)));
-                        break 'members;
+                    match ready {
+                        Some(piece) => Ok(piece),
+                        // Waits are bounded per piece, so that a body of any length may come as long as it comes.
+                        None => tokio::time::timeout(self.deadline, body.stream.next()).await,
                     }
-                    Err(_) => {
-                        result = Err(self.too_late());
-                        break 'members;
-                    }
-                };
-                self.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                held.extend_from_slice(&piece);
-                // What lies before the member is of no use to it.
-                let skip = member.start.saturating_sub(at).min(held.len() as u64);
-                if skip > 0 {
-                    let skipped = held.split_to(skip as usize).freeze();
-                    self.keep(at, skipped);
-                    at += skip;
                 }
-            }
-            let skip = member.start.saturating_sub(at) as usize;
-            let skipped = held.split_to(skip.min(held.len())).freeze();
-            at += skipped.len() as u64;
-            self.keep(at - skipped.len() as u64, skipped);
-            let size = member.size() as usize;
-            // Members of odd layers may overlap; then the bytes are used again.
-            let (Some(start), true) = (member.start.checked_sub(at), held.len() >= size) else {
-                result = Err(FetchError::new("members of the layer overlap"));
-                break;
             };
-            debug_assert_eq!(start, 0);
-            let bytes = held.split_to(size).freeze();
-            at += size as u64;
-            if self.is_here(number) {
-                self.land(number, Ok(()));
-                continue;
+            match piece {
+                Ok(Some(Ok(piece))) => {
+                    self.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                    read.take(&piece, &self.members);
+                }
+                Ok(Some(Err(error))) => break Err(error),
+                Ok(None) => break self.hand_on(&mut read, &mut jobs, priority).await,
+                Err(_) => break Err(self.too_late()),
             }
-            let inner = self.clone();
-            jobs.push(self.scope.spawn_named("verify chunk", async move { inner.settle(number, bytes).await }));
-        }
-        if result.is_ok() {
-            while let Ok(Some(Ok(piece))) = tokio::time::timeout(self.deadline, body.stream.next()).await {
-                self.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                held.extend_from_slice(&piece);
-                let rest = held.split().freeze();
-                at += rest.len() as u64;
-                self.keep(at - rest.len() as u64, rest);
+        };
+        let result = match (result, read.left.first()) {
+            (Ok(()), Some(next)) => {
+                let end = self.members.get(*next).end;
+                Err(FetchError::new(format!("the answer ended before byte {end}")))
             }
-        }
+            // All that was asked for is here: what went wrong later concerns nobody.
+            (Err(_), None) => Ok(()),
+            (result, _) => result,
+        };
         for job in jobs {
             let _ = job.await;
         }
         result
     }
 
-    /// Verifies a member and lands it; one that is wrong is fetched once more.
-    async fn settle(self: &Arc<Self>, number: u32, bytes: Bytes) {
-        let first = match self.install(number, bytes).await {
-            Ok(()) => return self.land(number, Ok(())),
-            Err(error) => error,
-        };
-        tracing::warn!(layer = %self.layer, image = self.image, error = %first, "bytes are wrong: fetch them once more");
-        self.openers.distrust();
-        let again = async {
-            let member = self.members.get(number);
-            let (mut body, _) = self.request(member.start..member.end, Priority::Demand).await?;
-            if body.range.start != member.start {
-                return Err(FetchError::new("the registry does not serve ranges"));
+    /// Hands on the members of which all bytes have come, in jobs of their own.
+    async fn hand_on(
+        self: &Arc<Self>,
+        read: &mut Reading<'_>,
+        jobs: &mut Vec<tokio::task::JoinHandle<()>>,
+        priority: Priority,
+    ) -> Result<(), FetchError> {
+        while let Some(batch) = read.batch(&self.members)? {
+            if batch.members.is_empty() {
+                self.keep(batch.start, batch.bytes);
+                continue;
             }
-            let mut bytes = BytesMut::with_capacity(member.size() as usize);
-            while (bytes.len() as u64) < member.size() {
-                let piece = body.stream.next().await.ok_or_else(|| FetchError::new("the answer ended early"))??;
-                self.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                bytes.extend_from_slice(&piece);
-            }
-            bytes.truncate(member.size() as usize);
-            self.install(number, bytes.freeze()).await.map_err(FetchError::new)
-        };
-        let outcome = match tokio::time::timeout(self.deadline, again).await {
-            Ok(outcome) => outcome.map_err(|error| FetchError::new(format!("{error} (fetched twice; first: {first})"))),
-            Err(_) => Err(FetchError::new(first)),
-        };
-        self.land(number, outcome);
+            // Waited for here, so that no more is read than can be worked on.
+            let memory = self.memory_for(&batch).await?;
+            let inner = self.clone();
+            jobs.push(self.scope.spawn_named("verify chunks", async move {
+                // The semaphore is never closed.
+                let _turn = match priority {
+                    Priority::Background => TURNS.acquire().await.ok(),
+                    Priority::Ahead | Priority::Demand => None,
+                };
+                inner.settle(batch, memory).await;
+            }));
+        }
+        Ok(())
     }
 
-    /// Inflates, verifies and writes a member, then says that its chunks are here.
-    async fn install(self: &Arc<Self>, number: u32, bytes: Bytes) -> Result<(), String> {
-        let chunks: Vec<(u32, toc::Chunk, u64)> = self
-            .members
-            .chunks(number)
-            .iter()
-            .map(|chunk| {
-                let number = *chunk;
-                let chunk = self.tree.chunk(number);
-                let wanted = toc::Chunk {
-                    offset: chunk.blob_start,
-                    end: chunk.blob_end,
-                    inner_offset: chunk.inner,
-                    file_offset: 0,
-                    size: chunk.size,
-                    digest: chunk.digest,
-                    zeros: false,
-                };
-                (number, wanted, chunk.data)
-            })
-            .collect();
-        let memory: u64 = bytes.len() as u64 + chunks.iter().map(|(_, chunk, _)| chunk.size).sum::<u64>();
-        let permits = u32::try_from(memory >> 10).unwrap_or(u32::MAX).clamp(1, super::super::engine::MEMORY_KIB / 2);
-        let permit = self.memory.clone().acquire_many_owned(permits).await.map_err(|e| e.to_string())?;
+    /// Reserves what working on `batch` takes.
+    async fn memory_for(&self, batch: &Batch) -> Result<OwnedSemaphorePermit, FetchError> {
+        let chunks = batch.members.iter().flat_map(|member| self.members.chunks(*member));
+        let largest = chunks.map(|chunk| self.tree.chunk(*chunk).size).max().unwrap_or_default();
+        let kib = u32::try_from((batch.bytes.len() as u64 + largest) >> 10).unwrap_or(u32::MAX);
+        let permits = kib.clamp(1, super::super::engine::MEMORY_KIB / 2);
+        self.memory.clone().acquire_many_owned(permits).await.map_err(|error| FetchError::new(error.to_string()))
+    }
+
+    /// Verifies the members of a batch and lands them; one that is wrong is fetched once more.
+    async fn settle(self: &Arc<Self>, batch: Batch, memory: OwnedSemaphorePermit) {
+        for (number, first) in self.install(batch, memory).await {
+            tracing::warn!(layer = %self.layer, image = self.image, error = %first, "bytes are wrong: fetch them once more");
+            self.openers.distrust();
+            let outcome = match tokio::time::timeout(self.deadline, self.again(number)).await {
+                Ok(outcome) => {
+                    outcome.map_err(|error| FetchError::new(format!("{error} (fetched twice; first: {first})")))
+                }
+                Err(_) => Err(FetchError::new(first)),
+            };
+            self.land(number, outcome);
+        }
+    }
+
+    /// Fetches one member and installs it; does not land it.
+    async fn again(self: &Arc<Self>, number: u32) -> Result<(), FetchError> {
+        let member = self.members.get(number);
+        let (mut body, _) = self.request(member.start..member.end, Priority::Demand).await?;
+        if body.range.start != member.start {
+            return Err(FetchError::new("the registry does not serve ranges"));
+        }
+        let mut bytes = BytesMut::with_capacity(member.size() as usize);
+        while (bytes.len() as u64) < member.size() {
+            let piece = body.stream.next().await.ok_or_else(|| FetchError::new("the answer ended early"))??;
+            self.counters.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            bytes.extend_from_slice(&piece);
+        }
+        bytes.truncate(member.size() as usize);
+        let batch = Batch { start: member.start, bytes: bytes.freeze(), members: vec![number] };
+        let memory = self.memory_for(&batch).await?;
+        match self.install(batch, memory).await.pop() {
+            Some((_, error)) => Err(FetchError::new(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Inflates, verifies and writes members, says that their chunks are here, and lands those that are right. Returns the
+    /// others, and what is wrong with each.
+    async fn install(self: &Arc<Self>, batch: Batch, memory: OwnedSemaphorePermit) -> Vec<(u32, String)> {
         let inner = self.clone();
         castor_task::blocking(move || {
-            let _permit = permit;
-            let wanted: Vec<toc::Chunk> = chunks.iter().map(|(_, chunk, _)| *chunk).collect();
-            let written = decode_group(inner.codec, &wanted, &bytes, &mut |place, data| {
-                inner.data.write_all_at(&data, chunks[place].2)
-            });
-            written.map_err(|error| with_source(&error))?;
-            for (chunk, _, _) in &chunks {
-                castor_task::crash_point("chunk write");
-                inner.presence.insert(*chunk);
+            let _memory = memory;
+            let mut wrong = Vec::new();
+            for &number in &batch.members {
+                if !inner.is_here(number)
+                    && let Err(error) = inner.install_one(number, batch.of(inner.members.get(number)))
+                {
+                    wrong.push((number, error));
+                    continue;
+                }
+                inner.land(number, Ok(()));
             }
-            inner.keep_now(inner.members.get(number).start, &bytes);
+            if wrong.is_empty() {
+                inner.keep_now(batch.start, &batch.bytes);
+            }
             inner.arrived.notify_one();
-            Ok(())
+            wrong
         })
         .await
+    }
+
+    /// Inflates, verifies and writes one member. Blocks.
+    fn install_one(&self, number: u32, bytes: &[u8]) -> Result<(), String> {
+        let chunks = self.members.chunks(number);
+        let (mut wanted, mut places) = (Vec::with_capacity(chunks.len()), Vec::with_capacity(chunks.len()));
+        for chunk in chunks {
+            let chunk = self.tree.chunk(*chunk);
+            places.push(chunk.data);
+            wanted.push(toc::Chunk {
+                offset: chunk.blob_start,
+                end: chunk.blob_end,
+                inner_offset: chunk.inner,
+                file_offset: 0,
+                size: chunk.size,
+                digest: chunk.digest,
+                zeros: false,
+            });
+        }
+        decode_group(self.codec, &wanted, bytes, &mut |place, data| self.data.write_all_at(&data, places[place]))
+            .map_err(|error| with_source(&error))?;
+        for chunk in chunks {
+            castor_task::crash_point("chunk write");
+            self.presence.insert(*chunk);
+        }
+        Ok(())
     }
 
     /// Keeps compressed bytes that belong to no member.
@@ -630,7 +674,7 @@ impl Inner {
         let cancelled = self.scope.token().clone();
         let outcome = tokio::select! {
             () = cancelled.cancelled() => Err(FetchError::new("the daemon is shutting down")),
-            outcome = self.consume(body, &members) => outcome,
+            outcome = self.consume(body, &members, Priority::Background) => outcome,
         };
         let error = outcome.err().unwrap_or_else(|| FetchError::new("the answer ended early"));
         let left: Vec<u32> = {
@@ -649,21 +693,74 @@ impl Inner {
 
     pub(super) async fn offer(self: &Arc<Self>, offset: u64, bytes: &[u8]) {
         let end = offset + bytes.len() as u64;
-        let inside = self.members.within(&(offset..end));
-        for number in inside {
-            let member = self.members.get(number);
-            let slice = &bytes[(member.start - offset) as usize..(member.end - offset) as usize];
-            if self.is_here(number) {
-                continue;
+        let members: Vec<u32> = self.members.within(&(offset..end)).collect();
+        let batch = Batch { start: offset, bytes: Bytes::copy_from_slice(bytes), members };
+        let Ok(memory) = self.memory_for(&batch).await else { return };
+        if let Some((_, error)) = self.install(batch, memory).await.first() {
+            tracing::warn!(layer = %self.layer, image = self.image, error, "bytes beside the TOC are wrong");
+        }
+    }
+}
+
+/// A body that is being read: what of it is held, from byte `at` of the blob on, and the members that are still to come.
+struct Reading<'a> {
+    at: u64,
+    held: BytesMut,
+    left: &'a [u32],
+}
+
+impl Reading<'_> {
+    fn take(&mut self, piece: &[u8], members: &Members) {
+        if self.held.capacity() - self.held.len() < piece.len() {
+            // All of a large member at once, or it would be copied again and again.
+            let wanted = self.left.first().map_or(0, |next| members.get(*next).end.saturating_sub(self.at));
+            let more = wanted.min(SPAN).saturating_sub(self.held.len() as u64) as usize;
+            self.held.reserve(more.max(piece.len()));
+        }
+        self.held.extend_from_slice(piece);
+    }
+
+    /// The next members of which all bytes are held, with what lies between them, or bytes that belong to none.
+    fn batch(&mut self, members: &Members) -> Result<Option<Batch>, FetchError> {
+        let held = self.at + self.held.len() as u64;
+        let (mut end, mut count) = (self.at, 0);
+        for &number in self.left {
+            let member = members.get(number);
+            if member.start < end {
+                return Err(FetchError::new("members of the layer overlap"));
             }
-            if let Err(error) = self.install(number, Bytes::copy_from_slice(slice)).await {
-                tracing::warn!(layer = %self.layer, image = self.image, error, "bytes beside the TOC are wrong");
-                return;
+            if member.end > held || (count > 0 && member.end - self.at > BATCH as u64) {
+                break;
+            }
+            (end, count) = (member.end, count + 1);
+        }
+        if count == 0 {
+            // What lies before the next member is of no use to it.
+            let next = self.left.first().map_or(u64::MAX, |next| members.get(*next).start);
+            end = next.min(held).max(self.at);
+            if end == self.at {
+                return Ok(None);
             }
         }
-        let inner = self.clone();
-        let bytes = Bytes::copy_from_slice(bytes);
-        castor_task::blocking(move || inner.keep_now(offset, &bytes)).await;
+        let (batch, left) = self.left.split_at(count);
+        let bytes = self.held.split_to((end - self.at) as usize).freeze();
+        let batch = Batch { start: self.at, bytes, members: batch.to_vec() };
+        (self.at, self.left) = (end, left);
+        Ok(Some(batch))
+    }
+}
+
+/// Members, and bytes of the blob from `start` on that they lie in.
+struct Batch {
+    start: u64,
+    bytes: Bytes,
+    members: Vec<u32>,
+}
+
+impl Batch {
+    /// The bytes of a member of it.
+    fn of(&self, member: Member) -> &[u8] {
+        &self.bytes[(member.start - self.start) as usize..(member.end - self.start) as usize]
     }
 }
 

@@ -256,6 +256,43 @@ async fn a_third_used_brings_the_rest() {
     assert!(bytes <= bench.source.blob.len() as u64, "no byte twice: {bytes} of {}", bench.source.blob.len());
 }
 
+/// Small directories, in order, with files in between that nobody reads, in a tree of their own beside another.
+fn trees() -> impl Iterator<Item = String> {
+    ["a", "b", "c"].into_iter().flat_map(|top| (0..400).map(move |file| format!("{top}/d{:02}/f{file:03}", file / 10)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_all_of_a_tree_gets_the_rest_of_that_tree() {
+    let bench = Bench::of(trees(), 30_000, usize::MAX >> 4, false);
+    // Half of the second tree, and every fifth file left out.
+    for chunk in (400..600).filter(|chunk| chunk % 5 != 3) {
+        bench.fetcher.need(bench.chunk(chunk)).await.unwrap();
+        bench.fetcher.here(&bench.chunk(chunk));
+    }
+    let begun = bench.log().len();
+    for chunk in 600..800 {
+        // Joins what is under way.
+        let flight = bench.fetcher.need(bench.chunk(chunk));
+        flight.await.unwrap();
+    }
+    assert!(bench.log().len() <= begun + 4, "all of it is on its way: {:?}", &bench.log()[begun..]);
+    assert!(!bench.fetcher.here(&bench.chunk(1199)), "the other tree is another matter");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_much_out_reads_no_tree() {
+    let bench = Bench::of(trees(), 30_000, usize::MAX >> 4, false);
+    let used: Vec<u32> = (0..1200).filter(|chunk| chunk % 3 == 0).take(260).collect();
+    for &chunk in &used {
+        bench.fetcher.need(bench.chunk(chunk)).await.unwrap();
+        bench.fetcher.here(&bench.chunk(chunk));
+    }
+    let bytes: u64 = bench.log().iter().map(|range| range.end - range.start).sum();
+    let share = bytes as f64 / bench.source.blob.len() as f64;
+    assert!(share < 0.7, "{share} of the layer was fetched for a fifth of it");
+    assert!(!bench.fetcher.here(&bench.chunk(1199)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn directories_beside_those_that_are_read_come_along() {
     let paths = (0..120).map(|number| format!("src/d{}/f{number}", number / 3));
