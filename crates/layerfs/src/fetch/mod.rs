@@ -21,8 +21,8 @@ mod start;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::{LazyLock, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use castor_content::Ingest;

@@ -292,8 +292,7 @@ impl Bench {
         let scope = Scope::root("test");
         let content: Arc<dyn ContentStore> =
             Arc::new(castor_content::Local::open(&root.join("content"), db.clone()).await.unwrap());
-        let mut config =
-            Config { read_deadline: PATIENCE, quiet: Duration::ZERO, ..Config::new(root.join("layers")) };
+        let mut config = Config { read_deadline: PATIENCE, quiet: Duration::ZERO, ..Config::new(root.join("layers")) };
         settings(&mut config);
         let engine = LayerEngine::open(config, content.clone(), &scope).await.unwrap();
         Self { engine, content, scope, root, db, _dir: dir }
