@@ -55,7 +55,7 @@ pub struct Config {
     pub verification: Verification,
     /// Whether what a layer's maker put first is fetched when it is mounted.
     pub prefetch: bool,
-    /// Whether the rest of a layer is fetched once a third of it was used.
+    /// Whether the rest of a layer is fetched once much of it is read: a third, or all of a directory tree.
     pub background: bool,
     /// A layer that has become complete is verified as a whole when nobody has read it for so long: until then readers need
     /// the processors more.
