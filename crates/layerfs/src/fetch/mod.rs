@@ -11,6 +11,7 @@
 //! - A source that answers a range with the whole blob is not asked again: that answer is read to its end.
 
 mod ahead;
+mod batch;
 mod members;
 mod openers;
 mod run;

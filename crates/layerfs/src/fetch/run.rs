@@ -12,7 +12,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::ahead::Guess;
-use super::members::{Member, Members};
+use super::batch::{Batch, Means, Reading};
 use super::scan::end_of;
 use super::siblings::LARGEST_DIRECTORY;
 use super::start::Start;
@@ -510,17 +510,15 @@ impl Inner {
                 self.keep(batch.start, batch.bytes);
                 continue;
             }
-            // Waited for here, so that no more is read than can be worked on.
-            let memory = self.memory_for(&batch).await?;
+            // Waited for here, so that no more is read than can be worked on. The turn first: who waits for it must not hold
+            // memory that a reader waits for. The semaphore is never closed.
+            let turn = match priority {
+                Priority::Background => TURNS.acquire().await.ok(),
+                Priority::Ahead | Priority::Demand => None,
+            };
+            let means = Means { turn, memory: self.memory_for(&batch).await? };
             let inner = self.clone();
-            jobs.push(self.scope.spawn_named("verify chunks", async move {
-                // The semaphore is never closed.
-                let _turn = match priority {
-                    Priority::Background => TURNS.acquire().await.ok(),
-                    Priority::Ahead | Priority::Demand => None,
-                };
-                inner.settle(batch, memory).await;
-            }));
+            jobs.push(self.scope.spawn_named("verify chunks", async move { inner.settle(batch, means).await }));
         }
         Ok(())
     }
@@ -535,8 +533,8 @@ impl Inner {
     }
 
     /// Verifies the members of a batch and lands them; one that is wrong is fetched once more.
-    async fn settle(self: &Arc<Self>, batch: Batch, memory: OwnedSemaphorePermit) {
-        for (number, first) in self.install(batch, memory).await {
+    async fn settle(self: &Arc<Self>, batch: Batch, means: Means) {
+        for (number, first) in self.install(batch, means).await {
             tracing::warn!(layer = %self.layer, image = self.image, error = %first, "bytes are wrong: fetch them once more");
             self.openers.distrust();
             let outcome = match tokio::time::timeout(self.deadline, self.again(number)).await {
@@ -564,8 +562,8 @@ impl Inner {
         }
         bytes.truncate(member.size() as usize);
         let batch = Batch { start: member.start, bytes: bytes.freeze(), members: vec![number] };
-        let memory = self.memory_for(&batch).await?;
-        match self.install(batch, memory).await.pop() {
+        let means = Means { turn: None, memory: self.memory_for(&batch).await? };
+        match self.install(batch, means).await.pop() {
             Some((_, error)) => Err(FetchError::new(error)),
             None => Ok(()),
         }
@@ -573,10 +571,10 @@ impl Inner {
 
     /// Inflates, verifies and writes members, says that their chunks are here, and lands those that are right. Returns the
     /// others, and what is wrong with each.
-    async fn install(self: &Arc<Self>, batch: Batch, memory: OwnedSemaphorePermit) -> Vec<(u32, String)> {
+    async fn install(self: &Arc<Self>, batch: Batch, means: Means) -> Vec<(u32, String)> {
         let inner = self.clone();
         castor_task::blocking(move || {
-            let _memory = memory;
+            let _means = means;
             let mut wrong = Vec::new();
             for &number in &batch.members {
                 if !inner.is_here(number)
@@ -696,71 +694,9 @@ impl Inner {
         let members: Vec<u32> = self.members.within(&(offset..end)).collect();
         let batch = Batch { start: offset, bytes: Bytes::copy_from_slice(bytes), members };
         let Ok(memory) = self.memory_for(&batch).await else { return };
-        if let Some((_, error)) = self.install(batch, memory).await.first() {
+        if let Some((_, error)) = self.install(batch, Means { turn: None, memory }).await.first() {
             tracing::warn!(layer = %self.layer, image = self.image, error, "bytes beside the TOC are wrong");
         }
-    }
-}
-
-/// A body that is being read: what of it is held, from byte `at` of the blob on, and the members that are still to come.
-struct Reading<'a> {
-    at: u64,
-    held: BytesMut,
-    left: &'a [u32],
-}
-
-impl Reading<'_> {
-    fn take(&mut self, piece: &[u8], members: &Members) {
-        if self.held.capacity() - self.held.len() < piece.len() {
-            // All of a large member at once, or it would be copied again and again.
-            let wanted = self.left.first().map_or(0, |next| members.get(*next).end.saturating_sub(self.at));
-            let more = wanted.min(SPAN).saturating_sub(self.held.len() as u64) as usize;
-            self.held.reserve(more.max(piece.len()));
-        }
-        self.held.extend_from_slice(piece);
-    }
-
-    /// The next members of which all bytes are held, with what lies between them, or bytes that belong to none.
-    fn batch(&mut self, members: &Members) -> Result<Option<Batch>, FetchError> {
-        let held = self.at + self.held.len() as u64;
-        let (mut end, mut count) = (self.at, 0);
-        for &number in self.left {
-            let member = members.get(number);
-            if member.start < end {
-                return Err(FetchError::new("members of the layer overlap"));
-            }
-            if member.end > held || (count > 0 && member.end - self.at > BATCH as u64) {
-                break;
-            }
-            (end, count) = (member.end, count + 1);
-        }
-        if count == 0 {
-            // What lies before the next member is of no use to it.
-            let next = self.left.first().map_or(u64::MAX, |next| members.get(*next).start);
-            end = next.min(held).max(self.at);
-            if end == self.at {
-                return Ok(None);
-            }
-        }
-        let (batch, left) = self.left.split_at(count);
-        let bytes = self.held.split_to((end - self.at) as usize).freeze();
-        let batch = Batch { start: self.at, bytes, members: batch.to_vec() };
-        (self.at, self.left) = (end, left);
-        Ok(Some(batch))
-    }
-}
-
-/// Members, and bytes of the blob from `start` on that they lie in.
-struct Batch {
-    start: u64,
-    bytes: Bytes,
-    members: Vec<u32>,
-}
-
-impl Batch {
-    /// The bytes of a member of it.
-    fn of(&self, member: Member) -> &[u8] {
-        &self.bytes[(member.start - self.start) as usize..(member.end - self.start) as usize]
     }
 }
 
