@@ -127,6 +127,8 @@ struct Inner {
     ingest: Option<Ingest>,
     scope: Scope,
     memory: Arc<Semaphore>,
+    /// For spans of bulk fetches: [`BULK`] of them.
+    lines: Semaphore,
     deadline: Duration,
     counters: Arc<Counters>,
     openers: Arc<Openers>,
@@ -195,6 +197,7 @@ impl Fetcher {
             ingest: setup.ingest,
             scope: setup.scope,
             memory: setup.memory,
+            lines: Semaphore::new(BULK),
             deadline: setup.deadline,
             counters,
             openers: setup.openers,

@@ -298,6 +298,9 @@ impl Inner {
 
     /// The members that somebody is about to read one after the other, if `member`, used now for the first time, shows it.
     fn scan(&self, state: &mut State, member: u32) -> Option<Range<u32>> {
+        if state.bulk {
+            return None;
+        }
         let size = self.members.get(member).size();
         let scope = state.scans.used(&self.tree, member, size, self.members.group(member))?;
         Some(member..end_of(&self.tree, &self.members, scope, member))
@@ -318,7 +321,9 @@ impl Inner {
             if let Err(error) = inner.bulk_of(members).await {
                 tracing::warn!(layer = %inner.layer, %error, "fetch the rest of a layer");
                 // Readers go on asking for what they need; another attempt is made when they have used more.
-                inner.state.lock().bulk &= !third;
+                let mut state = inner.state.lock();
+                state.bulk &= !third;
+                state.scans.forget();
             }
         });
     }
@@ -367,7 +372,10 @@ impl Inner {
     }
 
     async fn bulk(self: &Arc<Self>, cursor: &AtomicU32, end: u32) -> Result<(), FetchError> {
-        while let Some((spans, flights)) = self.next_bulk(cursor, end) {
+        loop {
+            // Of several bulk fetches of a layer one is as good as the other. The semaphore is never closed.
+            let _line = self.lines.acquire().await;
+            let Some((spans, flights)) = self.next_bulk(cursor, end) else { break };
             for span in spans {
                 self.run(span).await;
             }
@@ -417,9 +425,7 @@ impl Inner {
         let cancelled = self.scope.token().clone();
         let outcome = tokio::select! {
             () = cancelled.cancelled() => Err(FetchError::new("the daemon is shutting down")),
-            outcome = tokio::time::timeout(self.deadline, self.fetch(&span)) => {
-                outcome.unwrap_or_else(|_| Err(self.too_late()))
-            }
+            outcome = self.fetch(&span) => outcome,
         };
         match outcome {
             Ok(Fetched::Span) => {}
@@ -441,12 +447,22 @@ impl Inner {
     }
 
     async fn fetch(self: &Arc<Self>, span: &Span) -> Result<Fetched, FetchError> {
-        let (body, from) = self.request(span.range.clone(), span.priority).await?;
-        if body.full && body.range != span.range {
-            return Ok(Fetched::Whole(body, from));
+        let fetch = async {
+            let request = tokio::time::timeout(self.deadline, self.request(span.range.clone(), span.priority));
+            let (body, from) = request.await.unwrap_or_else(|_| Err(self.too_late()))?;
+            if body.full && body.range != span.range {
+                return Ok(Fetched::Whole(body, from));
+            }
+            self.consume(body, &span.members, span.priority).await?;
+            Ok(Fetched::Span)
+        };
+        match span.priority {
+            // It waits for its turn too, and loses nothing by that. Each of its pieces is waited for in bounded time.
+            Priority::Background => fetch.await,
+            Priority::Ahead | Priority::Demand => {
+                tokio::time::timeout(self.deadline, fetch).await.unwrap_or_else(|_| Err(self.too_late()))
+            }
         }
-        self.consume(body, &span.members, span.priority).await?;
-        Ok(Fetched::Span)
     }
 
     /// Reads a body, hands members on as soon as they are complete, and waits for them.
@@ -575,18 +591,26 @@ impl Inner {
         let inner = self.clone();
         castor_task::blocking(move || {
             let _means = means;
-            let mut wrong = Vec::new();
+            let (mut right, mut wrong) = (Vec::with_capacity(batch.members.len()), Vec::new());
             for &number in &batch.members {
-                if !inner.is_here(number)
-                    && let Err(error) = inner.install_one(number, batch.of(inner.members.get(number)))
-                {
+                let here = inner.is_here(number);
+                if !here && let Err(error) = inner.install_one(number, batch.of(inner.members.get(number))) {
                     wrong.push((number, error));
                     continue;
                 }
+                if !here {
+                    right.push(number);
+                }
                 inner.land(number, Ok(()));
             }
-            if wrong.is_empty() {
+            if right.len() == batch.members.len() {
                 inner.keep_now(batch.start, &batch.bytes);
+            } else {
+                // What was verified before stays as it is: these bytes of it were not looked at.
+                for number in right {
+                    let member = inner.members.get(number);
+                    inner.keep_now(member.start, batch.of(member));
+                }
             }
             inner.arrived.notify_one();
             wrong

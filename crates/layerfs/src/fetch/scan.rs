@@ -80,6 +80,13 @@ impl Scans {
         self.streaks.push(streak);
         seen.then_some(scope)
     }
+
+    /// What was begun did not end well: it is wanted again.
+    pub(super) fn forget(&mut self) {
+        for streak in &mut self.streaks {
+            streak.begun = None;
+        }
+    }
 }
 
 impl Streak {
