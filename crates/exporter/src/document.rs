@@ -189,8 +189,12 @@ pub(crate) fn compact(text: &str) -> String {
     out
 }
 
-/// Compact JSON, one thing a line, two spaces a level.
+/// What indenting may add: a text that is nested without end would become as long as its square.
+const INDENTED: usize = 64 << 20;
+
+/// Compact JSON, one thing a line, two spaces a level; as it was, if that were much longer.
 pub(crate) fn indent(text: &str) -> String {
+    let longest = text.len() * 8 + INDENTED;
     let mut out = String::with_capacity(text.len() * 2);
     let (mut in_string, mut escaped, mut level) = (false, false, 0_usize);
     let mut characters = text.chars().peekable();
@@ -199,6 +203,9 @@ pub(crate) fn indent(text: &str) -> String {
         out.extend(std::iter::repeat_n("  ", level));
     };
     while let Some(c) = characters.next() {
+        if out.len() > longest {
+            return text.to_owned();
+        }
         if in_string {
             in_string = escaped || c != '"';
             escaped = !escaped && c == '\\';
@@ -263,6 +270,13 @@ mod tests {
 
     fn history(created_by: &str, empty_layer: bool) -> History {
         History { created_by: created_by.into(), empty_layer, ..History::default() }
+    }
+
+    #[test]
+    fn what_is_nested_without_end_is_not_indented() {
+        assert_eq!(indent("{\"a\":[1,{}]}"), "{\n  \"a\": [\n    1,\n    {}\n  ]\n}");
+        let deep = [vec!["["; 50_000], vec!["]"; 50_000]].concat().concat();
+        assert_eq!(indent(&deep), deep);
     }
 
     #[test]

@@ -205,8 +205,17 @@ impl Driver {
     }
 
     fn start(&mut self, id: String, init: wire::InitMessage) -> Result<BoxFuture<'static, ()>, Status> {
-        if self.processes.contains_key(&id) || self.processes.len() >= MAX {
+        if self.processes.len() >= MAX {
+            // Those that have ended are known by their names alone.
+            self.processes.retain(|_, inlets| !inlets.signals.is_closed());
+        }
+        if self.processes.contains_key(&id) {
             return Err(Status::already_exists(format!("Process {id} already exists")));
+        }
+        if self.processes.len() >= MAX {
+            return Err(Status::resource_exhausted(format!(
+                "Process {id}: {MAX} processes run on this stream already"
+            )));
         }
         let container = self.gateway.containers().get(&init.container_id).ok_or_else(|| {
             Status::not_found(format!("container {:?} previously released or not created", init.container_id))
