@@ -51,8 +51,13 @@ const BUFFER: u64 = 64 << 10;
 /// go on after the chunk, and may end before `chunk.end` if the chunk's bytes are all in it.
 pub fn decode(codec: Codec, chunk: &Chunk, compressed: &[u8]) -> Result<Vec<u8>, ChunkError> {
     if chunk.zeros {
-        let size = usize::try_from(chunk.size).map_err(|_| ChunkError::Output(io::ErrorKind::OutOfMemory.into()))?;
-        return Ok(vec![0; size]);
+        // The size is only claimed.
+        let too_large = || ChunkError::Output(io::ErrorKind::OutOfMemory.into());
+        let size = usize::try_from(chunk.size).map_err(|_| too_large())?;
+        let mut zeros = Vec::new();
+        zeros.try_reserve_exact(size).map_err(|_| too_large())?;
+        zeros.resize(size, 0);
+        return Ok(zeros);
     }
     Member::open(codec, compressed, chunk.offset)?.decode(chunk)
 }

@@ -263,11 +263,6 @@ impl LayerEngine {
         Ok(blobs.flat_map(|blob| [Resource::Blob(blob), Resource::Ingest(ingest_name(blob))]).collect())
     }
 
-    /// The layers that are open, for a look at what is in flight.
-    pub fn open_layers(&self) -> Vec<Arc<Layer>> {
-        self.shared.live.lock().values().filter_map(Live::get).collect()
-    }
-
     /// Deletes a layer object. Mounts that use it go on until they are unmounted, with what is here.
     pub async fn remove(&self, id: LayerId) -> Result<(), LayerError> {
         let gate = self.shared.gate(id.blob);

@@ -35,6 +35,7 @@ struct Streak {
     /// The scope that is being fetched.
     begun: Option<u32>,
     crossings: u32,
+    /// Used, since the last fetch that failed.
     bytes: u64,
     /// Members gone past, and of these left out.
     past: u32,
@@ -81,10 +82,10 @@ impl Scans {
         seen.then_some(scope)
     }
 
-    /// What was begun did not end well: it is wanted again.
+    /// What was begun did not end well: it is wanted again when as much more was used, not with every file that cannot be had.
     pub(super) fn forget(&mut self) {
         for streak in &mut self.streaks {
-            streak.begun = None;
+            (streak.begun, streak.bytes) = (None, 0);
         }
     }
 }
